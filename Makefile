@@ -1,0 +1,80 @@
+# make demo    set up everything and run the main job; its result is runs/demo/report.html
+# make test    set up everything and run the tests
+#
+#   SEED=1 OUT=runs/demo-1   another seed, another run folder
+#   TORCH_INDEX=https://download.pytorch.org/whl/cpu   where torch comes from (smaller, CPU only)
+#   PYTHON=python3.12        another interpreter (3.11 to 3.13)
+#   ARGS="-k lora"           more words for pytest
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+
+SEED ?= 0
+OUT ?= runs/demo
+ARGS ?=
+TORCH_INDEX ?=
+TORCH ?= torch==2.13.0
+PYTHON ?= $(shell python3.11 --version >/dev/null 2>&1 && echo python3.11 || echo python3)
+
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+LIGHT := numpy scipy msgspec typer rich jinja2 tomli-w filelock \
+	pytest pytest-timeout hypothesis jaxtyping beartype
+
+# Tests use tiny tensors, on which more threads are slower.
+export OMP_NUM_THREADS ?= 2
+
+.PHONY: help install demo test test-peers test-py check clean
+
+help:
+	@sed -n 's/^# \{0,1\}//p;/^$$/q' Makefile
+	@echo "Targets: install demo test test-peers test-py check clean"
+
+install: $(STAMP)
+
+# The stamp comes last: an interrupted installation is taken up again.
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(not (3, 11) <= v < (3, 14) and f"Amenable needs Python 3.11 to 3.13, but $(PYTHON) is {v.major}.{v.minor}; set PYTHON=")'
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
+	$(BIN)/python -m pip install --quiet $(if $(TORCH_INDEX),--index-url "$(TORCH_INDEX)") "$(TORCH)"
+	$(BIN)/python -m pip install --quiet -e ".[dev]" -c constraints.txt
+	@touch $@
+
+demo: install
+	env -u OMP_NUM_THREADS $(BIN)/amenable demo --out "$(OUT)" --seed "$(SEED)"
+
+test: install
+	$(BIN)/python -m pytest -q $(ARGS)
+
+check: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+# Other libraries as oracles, each in an environment of its own.
+test-peers: install
+	PYTHON=$(BIN)/python TORCH_INDEX="$(TORCH_INDEX)" bash tests/peers/run.sh
+
+# The torch-free tests on the other Pythons that are here.
+test-py:
+	@for version in 3.12 3.13; do \
+		python=; \
+		for candidate in python$$version "$$HOME"/.pyenv/versions/$$version*/bin/python$$version; do \
+			if "$$candidate" --version >/dev/null 2>&1; then python=$$candidate; break; fi; \
+		done; \
+		if [ -z "$$python" ]; then echo "Python $$version: not installed here, left out"; continue; fi; \
+		venv=.venv-py$$version; \
+		if [ ! -e $$venv/.installed ] || [ constraints.txt -nt $$venv/.installed ]; then \
+			"$$python" -m venv --clear $$venv; \
+			$$venv/bin/python -m pip install --quiet $(LIGHT) -c constraints.txt; \
+			touch $$venv/.installed; \
+		fi; \
+		echo "Python $$version, torch-free tests:"; \
+		PYTHONPATH=src $$venv/bin/python -m pytest -q -p no:cacheprovider $(ARGS); \
+	done
+
+clean:
+	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage .venv-py3.12 .venv-py3.13
+	find . -name __pycache__ -not -path './.venv*' -prune -exec rm -rf {} +
