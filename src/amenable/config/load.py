@@ -1,0 +1,284 @@
+"""TOML and dotted overrides -> Recipe, strictly; and back, with every value written out.
+
+An unknown key, a mistyped value or a contradiction is an error that names file, key and remedy.
+Relative data paths are meant from the current directory, as on a command line, not from the
+recipe's folder.
+"""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import inspect
+import math
+import textwrap
+import tomllib
+import typing
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, is_dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal
+
+from amenable.config.checks import check_recipe
+from amenable.config.recipe import Recipe
+from amenable.errors import RecipeError
+
+SCHEMA_VERSION = 1
+
+_TYPE_WORDS = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    str: "text in quotes",
+}
+
+
+@dataclass(frozen=True)
+class RecipeKey:
+    """One key of the recipe, as help and documentation show it."""
+
+    key: str
+    """Dotted, as in `--set policy.updates=50`."""
+
+    type_text: str
+    """What a value may be."""
+
+    default: object
+    """The value when the recipe does not say."""
+
+    help: str
+    """The string under the field."""
+
+
+def load_recipe(path: Path | str | None, overrides: Sequence[str] = ()) -> Recipe:
+    """Reads a recipe file and applies overrides on top of it.
+
+    Args:
+        path: a TOML file; None starts from the defaults.
+        overrides: `a.b=c` texts; `c` is a TOML value or, where text is wanted, bare text.
+
+    Raises:
+        RecipeError: no such file, no TOML, an unknown key, a mistyped value or a contradiction.
+    """
+    where = "--set" if path is None else str(path)
+    table = {} if path is None else _read_toml(Path(path))
+    _check_version(table, where)
+    for override in overrides:
+        _apply_override(table, override)
+    recipe: Recipe = _build(Recipe, table, where, ())
+    check_recipe(recipe, where)
+    return recipe
+
+
+def to_toml(recipe: Recipe) -> str:
+    """The recipe as TOML with every value, defaults included; `load_recipe` reads it back equal."""
+    import tomli_w
+
+    return tomli_w.dumps(recipe_to_dict(recipe))
+
+
+def recipe_to_dict(recipe: Recipe) -> dict[str, Any]:
+    """The recipe as nested dicts of TOML's own types; tuples become lists."""
+    table: dict[str, Any] = _lists(asdict(recipe))
+    return table
+
+
+def flatten(recipe: Recipe) -> dict[str, Any]:
+    """Every value under its dotted key, in the order of the dataclasses."""
+    return dict(_flatten(recipe_to_dict(recipe), ""))
+
+
+def recipe_keys() -> list[RecipeKey]:
+    """Every key that a recipe may hold, with type, default and help."""
+    return list(_describe(Recipe, Recipe(), ""))
+
+
+@cache
+def field_help(cls: type) -> dict[str, str]:
+    """The string under each field of a config dataclass, by field name.
+
+    Source order is kept; a field without such a string is left out.
+    """
+    body = ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0]
+    assert isinstance(body, ast.ClassDef)
+    found: dict[str, str] = {}
+    for field_node, text_node in zip(body.body, body.body[1:], strict=False):
+        match field_node, text_node:
+            case (
+                ast.AnnAssign(target=ast.Name(id=name)),
+                ast.Expr(value=ast.Constant(value=str(text))),
+            ):
+                found[name] = inspect.cleandoc(text)
+    return found
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        with path.open("rb") as file:
+            return tomllib.load(file)
+    except FileNotFoundError as error:
+        remedy = f"give a path from the current directory, {Path.cwd()}"
+        raise RecipeError(f"{path}: no such recipe file; {remedy}") from error
+    except IsADirectoryError as error:
+        raise RecipeError(f"{path}: this is a folder; name the .toml file in it") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path}: no valid TOML: {error}") from error
+    except OSError as error:
+        raise RecipeError(f"{path}: cannot be read ({error.strerror})") from error
+
+
+def _check_version(table: Mapping[str, Any], where: str) -> None:
+    version = table.get("schema_version", SCHEMA_VERSION)
+    if version != SCHEMA_VERSION:
+        raise RecipeError(
+            f"{where}: schema_version: {version!r} is unknown; this Amenable reads version"
+            f" {SCHEMA_VERSION}: set schema_version = {SCHEMA_VERSION} and check the keys,"
+            " or install the Amenable that wrote the recipe"
+        )
+
+
+def _apply_override(table: dict[str, Any], override: str) -> None:
+    dotted, equals, text = override.partition("=")
+    keys = dotted.strip().split(".")
+    if not equals or not all(keys):
+        example = "--set policy.updates=50"
+        raise RecipeError(f"--set {override!r}: no KEY=VALUE; write for example {example}")
+    wanted = _field_type(keys)
+    inner = table
+    for key in keys[:-1]:
+        inner = inner.setdefault(key, {})
+        if not isinstance(inner, dict):
+            raise RecipeError(f"--set {override!r}: {key} is a value in the recipe, not a section")
+    value = _parse_value(text.strip())
+    inner[keys[-1]] = text.strip() if wanted is str and not isinstance(value, str) else value
+
+
+def _parse_value(text: str) -> Any:
+    """`text` as a TOML value, or as it stands if it is none."""
+    try:
+        parsed = tomllib.loads(f"value = {text}")
+    except tomllib.TOMLDecodeError:
+        return text
+    return parsed["value"] if len(parsed) == 1 else text
+
+
+def _field_type(keys: Sequence[str]) -> Any:
+    """The type of the field with this dotted key; None for an unknown one."""
+    current: Any = Recipe
+    for key in keys:
+        if not is_dataclass(current):
+            return None
+        current = _hints(current).get(key)
+    return current
+
+
+def _build(cls: Any, table: Mapping[str, Any], where: str, prefix: tuple[str, ...]) -> Any:
+    hints = _hints(cls)
+    for key in table:
+        if key not in hints:
+            raise RecipeError(_unknown_key(where, (*prefix, key)))
+    return cls(
+        **{key: _value(hints[key], value, where, (*prefix, key)) for key, value in table.items()}
+    )
+
+
+def _hints(cls: Any) -> dict[str, Any]:
+    return _cached_hints(cls)
+
+
+@cache
+def _cached_hints(cls: type) -> dict[str, Any]:
+    return typing.get_type_hints(cls)
+
+
+def _value(wanted: Any, value: Any, where: str, path: tuple[str, ...]) -> Any:
+    """`value` as the type `wanted`, or a RecipeError."""
+    if is_dataclass(wanted):
+        if not isinstance(value, dict):
+            raise _mistyped(where, path, value, f"a section, [{'.'.join(path)}]")
+        return _build(wanted, value, where, path)
+    if typing.get_origin(wanted) is Literal:
+        return _choice(typing.get_args(wanted), value, where, path)
+    if typing.get_origin(wanted) is tuple:
+        return _strings(value, where, path)
+    return _scalar(wanted, value, where, path)
+
+
+def _scalar(wanted: Any, value: Any, where: str, path: tuple[str, ...]) -> Any:
+    if wanted is float and type(value) is int:
+        value = float(value)
+    if type(value) is not wanted:
+        raise _mistyped(where, path, value, _TYPE_WORDS[wanted])
+    if wanted is float and not math.isfinite(value):
+        raise _mistyped(where, path, value, "a finite number")
+    return value
+
+
+def _choice(choices: tuple[Any, ...], value: Any, where: str, path: tuple[str, ...]) -> Any:
+    if type(value) is str and value in choices:
+        return value
+    raise _mistyped(where, path, value, _choice_text(choices))
+
+
+def _strings(value: Any, where: str, path: tuple[str, ...]) -> tuple[str, ...]:
+    """A list of texts; a single text is taken as a list of one."""
+    items = [value] if isinstance(value, str) else value
+    if not isinstance(items, list) or not all(isinstance(item, str) for item in items):
+        raise _mistyped(where, path, value, 'a text or a list of texts, ["a.jsonl", "b.jsonl"]')
+    return tuple(items)
+
+
+def _mistyped(where: str, path: Sequence[str], value: object, wanted: str) -> RecipeError:
+    return RecipeError(f"{where}: {'.'.join(path)}: must be {wanted}, not {value!r}")
+
+
+def _unknown_key(where: str, path: tuple[str, ...]) -> str:
+    """The message for a key that no dataclass has, with the nearest one that exists."""
+    dotted = ".".join(path)
+    known = [entry.key for entry in recipe_keys()]
+    sections = sorted({key.rsplit(".", 1)[0] for key in known if "." in key})
+    near = difflib.get_close_matches(dotted, known + sections, n=1, cutoff=0.6)
+    near = near or [key for key in known if key.rsplit(".", 1)[-1] == path[-1]][:1]
+    hint = f"did you mean {near[0]}?" if near else "remove it"
+    return f"{where}: {dotted}: unknown key; {hint} `amenable run --keys` lists every key."
+
+
+def _describe(cls: Any, default: Any, prefix: str) -> Iterator[RecipeKey]:
+    texts = field_help(cls)
+    for entry in fields(cls):
+        key, value = prefix + entry.name, getattr(default, entry.name)
+        if is_dataclass(value):
+            yield from _describe(type(value), value, f"{key}.")
+        else:
+            type_text = _type_text(_hints(cls)[entry.name])
+            yield RecipeKey(key, type_text, _lists(value), texts.get(entry.name, ""))
+
+
+def _type_text(wanted: Any) -> str:
+    if typing.get_origin(wanted) is Literal:
+        return _choice_text(typing.get_args(wanted))
+    if typing.get_origin(wanted) is tuple:
+        return "a list of texts"
+    return _TYPE_WORDS[wanted]
+
+
+def _choice_text(choices: tuple[Any, ...]) -> str:
+    return " or ".join(f'"{choice}"' for choice in choices)
+
+
+def _flatten(table: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+    for key, value in table.items():
+        if isinstance(value, dict):
+            yield from _flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _lists(value: Any) -> Any:
+    match value:
+        case dict():
+            return {key: _lists(inner) for key, inner in value.items()}
+        case tuple() | list():
+            return [_lists(inner) for inner in value]
+    return value

@@ -1,0 +1,37 @@
+"""Which base model, in which precision, trained through adapters or whole."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoraConfig:
+    """Low-rank adapters (Hu et al. 2021, arXiv:2106.09685) on every linear layer of the trunk."""
+
+    enabled: bool = True
+    """Train adapters on one frozen base; false trains every weight (full fine-tuning)."""
+
+    rank: int = 16
+    """Rank of each adapter."""
+
+    alpha: float = 32.0
+    """Scale: the adapter's output is multiplied by alpha / rank."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """The base model that every stage starts from."""
+
+    base: str = "smollm2-135m"
+    """A built-in name (`amenable models list`), a local Hugging Face folder, or a hub id."""
+
+    dtype: Literal["auto", "bf16", "fp32"] = "auto"
+    """Compute precision; `auto` takes bf16 where the hardware multiplies it faster."""
+
+    chat_template: bool = True
+    """Render prompts with the tokenizer's chat template where it has one; false: plain text."""
+
+    lora: LoraConfig = LoraConfig()
+    """Adapters or full fine-tuning."""

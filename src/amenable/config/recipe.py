@@ -1,0 +1,48 @@
+"""The recipe: everything that a run depends on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from amenable.config.collect import CollectConfig
+from amenable.config.data import DataConfig
+from amenable.config.evaluate import EvaluateConfig
+from amenable.config.model import ModelConfig
+from amenable.config.policy import PolicyConfig
+from amenable.config.reward import RewardConfig
+from amenable.config.sft import SFTConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """One run, from data to report."""
+
+    schema_version: int = 1
+    """Version of the recipe's keys."""
+
+    name: str = "run"
+    """Names the run in its report; the default run folder is `runs/NAME`."""
+
+    seed: int = 0
+    """Seeds initial weights, data order, sampling and the simulated annotator."""
+
+    model: ModelConfig = ModelConfig()
+    """The base model."""
+
+    data: DataConfig = DataConfig()
+    """Input rows."""
+
+    sft: SFTConfig = SFTConfig()
+    """Supervised fine-tuning."""
+
+    collect: CollectConfig = CollectConfig()
+    """Collecting preferences."""
+
+    reward: RewardConfig = RewardConfig()
+    """Reward model."""
+
+    policy: PolicyConfig = PolicyConfig()
+    """Policy optimisation."""
+
+    evaluate: EvaluateConfig = EvaluateConfig()
+    """Side-by-Side evaluation."""

@@ -1,0 +1,236 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from amenable.config.checks import RANGES, lookup
+from amenable.config.load import (
+    field_help,
+    flatten,
+    load_recipe,
+    recipe_keys,
+    to_toml,
+)
+from amenable.config.policy import PPOConfig
+from amenable.config.recipe import Recipe
+from amenable.errors import RecipeError
+
+EXAMPLES = Path(__file__).parents[3] / "examples"
+VALID = ("data.task=docstrings", "collect.annotator=simulated")
+
+
+def refused(*overrides: str) -> str:
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(None, [*VALID, *overrides])
+    return str(caught.value)
+
+
+def write(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "recipe.toml"
+    path.write_text(text)
+    return path
+
+
+@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.toml")), ids=lambda path: path.stem)
+def test_examples_load(path: Path) -> None:
+    assert load_recipe(path).name == path.stem
+
+
+def test_file_then_overrides(tmp_path: Path) -> None:
+    path = write(tmp_path, 'seed = 3\n[data]\nprompts = ["a", "b"]\n[policy]\nreward = "m:f"\n')
+    recipe = load_recipe(path, ["policy.kl.coef=1", "policy.updates=7", "name=x"])
+    assert recipe.seed == 3
+    assert recipe.data.prompts == ("a", "b")
+    assert recipe.policy.kl.coef == 1.0
+    assert isinstance(recipe.policy.kl.coef, float)
+    assert (recipe.policy.updates, recipe.name) == (7, "x")
+
+
+@pytest.mark.parametrize(
+    ("override", "key", "value"),
+    [
+        ("name=7", "name", "7"),
+        ("name='a b'", "name", "a b"),
+        ("name=a=b", "name", "a=b"),
+        ("data.instruction=Say it: now", "data.instruction", "Say it: now"),
+        ("sft.enabled=false", "sft.enabled", False),
+        ("sft.learning_rate=1e-5", "sft.learning_rate", 1e-5),
+        ("data.preferences=one.jsonl", "data.preferences", ("one.jsonl",)),
+        ("data.preferences=['a', 'b']", "data.preferences", ("a", "b")),
+        (" seed = 4 ", "seed", 4),
+    ],
+)
+def test_override_values(override: str, key: str, value: object) -> None:
+    assert lookup(load_recipe(None, [*VALID, override]), key) == value
+
+
+def test_defaults_written_out_load_to_the_same_recipe(tmp_path: Path) -> None:
+    recipe = load_recipe(None, [*VALID, "data.preferences=['ä\"b\\\\c']", "policy.kl.coef=1e-7"])
+    text = to_toml(recipe)
+    assert load_recipe(write(tmp_path, text)) == recipe
+    for key in recipe_keys():
+        assert f"{key.key.rsplit('.', 1)[-1]} = " in text
+
+
+@given(
+    name=st.text(st.characters(categories=["L", "N"]), min_size=1),
+    instruction=st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\r")),
+    rate=st.floats(1e-12, 1e6),
+    seed=st.integers(0, 2**32 - 1),
+    files=st.lists(st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1)),
+)
+def test_any_recipe_survives_toml(
+    tmp_path_factory: pytest.TempPathFactory,
+    name: str,
+    instruction: str,
+    rate: float,
+    seed: int,
+    files: list[str],
+) -> None:
+    recipe = load_recipe(None, VALID)
+    recipe = replace(
+        recipe,
+        name=name,
+        seed=seed,
+        data=replace(recipe.data, instruction=instruction, preferences=tuple(files)),
+        sft=replace(recipe.sft, learning_rate=rate),
+    )
+    path = tmp_path_factory.mktemp("toml") / "recipe.toml"
+    path.write_text(to_toml(recipe), encoding="utf-8", newline="")
+    assert load_recipe(path) == recipe
+
+
+@pytest.mark.parametrize(
+    ("key", "near"),
+    [
+        ("data.promts", "did you mean data.prompts?"),
+        ("polcy", "did you mean policy?"),
+        ("policy.kl.coeff", "did you mean policy.kl.coef?"),
+        ("gae_lambda", "did you mean policy.ppo.gae_lambda?"),
+        ("quite.something_else", "remove it"),
+    ],
+)
+def test_unknown_key_names_the_nearest(key: str, near: str) -> None:
+    message = refused(f"{key}=1")
+    assert f"{key.split('.')[0]}" in message
+    assert "unknown key" in message
+    assert near in message
+
+
+def test_unknown_key_in_a_file_names_the_file(tmp_path: Path) -> None:
+    path = write(tmp_path, "[sft]\nepoch = 2\n")
+    with pytest.raises(RecipeError, match=r"recipe\.toml: sft\.epoch: unknown key; did you mean"):
+        load_recipe(path)
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("policy.updates=true", "policy.updates: must be a whole number, not True"),
+        ("policy.updates=1.5", "must be a whole number, not 1.5"),
+        ("policy.updates=ten", "must be a whole number, not 'ten'"),
+        ("sft.enabled=1", "must be true or false, not 1"),
+        ("sft.learning_rate=true", "must be a number, not True"),
+        ("sft.learning_rate=nan", "must be a finite number, not nan"),
+        ("policy.algorithm=pro", "must be \"ppo\", not 'pro'"),
+        ("data.task=3", 'must be "files" or "docstrings", not 3'),
+        ("data.prompts=3", "must be a text or a list of texts"),
+        ("data.prompts=[1]", "must be a text or a list of texts"),
+        ("policy.kl=3", "must be a section, [policy.kl], not 3"),
+        ("seed.x=3", "seed: must be a whole number"),
+    ],
+)
+def test_mistyped_value(override: str, words: str) -> None:
+    assert words in refused(override)
+
+
+@pytest.mark.parametrize("override", ["policy.updates", "=3", "policy..updates=3"])
+def test_override_that_is_none(override: str) -> None:
+    assert "write for example --set policy.updates=50" in refused(override)
+
+
+def test_override_through_a_value() -> None:
+    with pytest.raises(RecipeError, match="name is a value in the recipe, not a section"):
+        load_recipe(None, [*VALID, "name=x", "name.y=3"])
+
+
+@pytest.mark.parametrize("key", RANGES)
+def test_ranges_are_checked_and_hold_for_the_defaults(key: str) -> None:
+    default = lookup(Recipe(), key)
+    assert RANGES[key].holds(default)
+    number = RANGES[key].low - 1 if isinstance(default, int) else RANGES[key].low - 0.5
+    text = f"{number:.0f}" if isinstance(default, int) else f"{number}"
+    assert f"{key}: must be {RANGES[key]}, not" in refused(f"{key}={text}")
+
+
+def test_ends_of_a_range() -> None:
+    assert "policy.ppo.gamma: must be above 0 and at most 1" in refused("policy.ppo.gamma=0")
+    assert "gae_lambda" in refused("policy.ppo.gae_lambda=1.01")
+    assert load_recipe(None, [*VALID, "policy.ppo.gae_lambda=0"]).policy.ppo.gae_lambda == 0
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["policy.top_p=0.9"], "policy.top_p: must be 1 in training, not 0.9"),
+        (["policy.top_k=50"], "policy.top_k: must be 0 in training, not 50"),
+        (["data.task=files"], 'set data.task = "docstrings" for the built-in task'),
+        (["data.prompts=a.jsonl"], "data.prompts: would be ignored"),
+        (["collect.annotator=none"], "data.preferences: is empty"),
+        (["reward.enabled=false"], "reward.enabled: is false, and policy.reward names no"),
+        (["policy.ppo.minibatches=7"], "7 does not divide the 64 episodes"),
+        (["evaluate.best_of=1"], "set 0 to leave it out"),
+        (["name=a/b"], "cannot name a folder"),
+        (["name="], "cannot name a folder"),
+        (["model.base="], "model.base: is empty"),
+    ],
+)
+def test_contradictions_name_key_and_remedy(overrides: list[str], words: str) -> None:
+    assert words in refused(*overrides)
+
+
+def test_ready_reward_needs_no_preferences() -> None:
+    overrides = ["data.task=docstrings", "policy.reward=my.module:score"]
+    assert load_recipe(None, overrides).policy.reward == "my.module:score"
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("schema_version = 2", "this Amenable reads version 1"),
+        ("a = ", "no valid TOML"),
+        ("\x00", "no valid TOML"),
+    ],
+)
+def test_faulty_file(tmp_path: Path, text: str, words: str) -> None:
+    with pytest.raises(RecipeError, match=words):
+        load_recipe(write(tmp_path, text))
+
+
+def test_missing_file_and_folder(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="no such recipe file; give a path from"):
+        load_recipe(tmp_path / "none.toml")
+    with pytest.raises(RecipeError, match="this is a folder"):
+        load_recipe(tmp_path)
+
+
+def test_every_key_has_help_and_a_default() -> None:
+    keys = recipe_keys()
+    assert [key.key for key in keys] == list(flatten(Recipe()))
+    assert [key.key for key in keys if not key.help] == []
+    updates = next(key for key in keys if key.key == "policy.updates")
+    assert (updates.type_text, updates.default, updates.help) == (
+        "a whole number",
+        100,
+        "Roll-out batches.",
+    )
+
+
+def test_field_help_is_the_string_under_the_field() -> None:
+    texts: dict[str, Any] = field_help(PPOConfig)
+    assert texts["epochs"] == "Passes over each roll-out batch."
