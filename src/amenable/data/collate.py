@@ -1,0 +1,167 @@
+"""Token ids to batches. A prompt and all its completions share a row: the prompt is encoded once.
+
+Shapes: R rows, T tokens of the longest row, N completions in the batch, C tokens of the
+longest completion.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class PromptGroup:
+    """A prompt and the completions that are scored or trained on after it.
+
+    Args:
+        prompt_ids: ids up to where a completion begins; at least one.
+        completions: ids of each completion, end of sequence included where it ended; none empty.
+    """
+
+    prompt_ids: Sequence[int]
+    completions: Sequence[Sequence[int]]
+
+    def __post_init__(self) -> None:
+        if not self.prompt_ids:
+            raise ValueError("a prompt has no tokens")
+        if not self.completions or not all(self.completions):
+            raise ValueError("a prompt group needs at least one completion and none without tokens")
+
+    @property
+    def tokens(self) -> int:
+        """Length of the group's row."""
+        return len(self.prompt_ids) + sum(map(len, self.completions))
+
+
+@dataclass(frozen=True, slots=True)
+class GroupBatch:
+    """Rows of prompt groups, ready for a forward pass.
+
+    Args:
+        input_ids: [R, T] prompt, then its completions one after the other, then padding.
+        position_ids: [R, T]; every completion continues at the prompt's length.
+        attention_mask: [R, 1, T, T] True where attention is allowed: causal, and no completion
+            sees another; None if every row has one completion (plain causal attention, padding
+            on the right).
+        rows: [N] row of each completion.
+        sources: [N, C] column whose hidden state predicts the token (and is the state that the
+            critic values).
+        targets: [N, C] the completion's tokens.
+        mask: [N, C] True on real tokens.
+    """
+
+    input_ids: Tensor
+    position_ids: Tensor
+    attention_mask: Tensor | None
+    rows: Tensor
+    sources: Tensor
+    targets: Tensor
+    mask: Tensor
+    last: Tensor
+    """[N] column of each completion's last real token, where the reward model reads its score."""
+
+    def to(self, device: torch.device) -> GroupBatch:
+        """The same batch on another device."""
+        moved = {
+            name: value.to(device) if isinstance(value, Tensor) else value
+            for name in self.__slots__
+            for value in [getattr(self, name)]
+        }
+        return GroupBatch(**moved)
+
+
+def collate(groups: Sequence[PromptGroup], pad_id: int) -> GroupBatch:
+    """Lay out prompt groups as rows.
+
+    Completions keep their order: those of the first group, then of the second, and so on.
+
+    Args:
+        groups: at least one.
+        pad_id: fills rows and completions.
+    """
+    completions = [(row, ids) for row, group in enumerate(groups) for ids in group.completions]
+    width = max(group.tokens for group in groups)
+    longest = max(len(ids) for _, ids in completions)
+    input_ids = torch.full((len(groups), width), pad_id)
+    position_ids = torch.zeros((len(groups), width), dtype=torch.long)
+    segments = torch.full((len(groups), width), -1)
+    targets = torch.full((len(completions), longest), pad_id)
+    sources = torch.zeros((len(completions), longest), dtype=torch.long)
+    mask = torch.zeros((len(completions), longest), dtype=torch.bool)
+    last = torch.zeros(len(completions), dtype=torch.long)
+    index = 0
+    for row, group in enumerate(groups):
+        start = length = len(group.prompt_ids)
+        input_ids[row, :length] = torch.tensor(list(group.prompt_ids))
+        position_ids[row, :length] = torch.arange(length)
+        segments[row, :length] = 0
+        for segment, ids in enumerate(group.completions, start=1):
+            end = start + len(ids)
+            tokens = torch.tensor(list(ids))
+            input_ids[row, start:end] = tokens
+            position_ids[row, start:end] = torch.arange(length, length + len(ids))
+            segments[row, start:end] = segment
+            targets[index, : len(ids)] = tokens
+            sources[index, 0] = length - 1
+            sources[index, 1 : len(ids)] = torch.arange(start, end - 1)
+            mask[index, : len(ids)] = True
+            last[index] = end - 1
+            start, index = end, index + 1
+    single = all(len(group.completions) == 1 for group in groups)
+    return GroupBatch(
+        input_ids=input_ids,
+        position_ids=position_ids,
+        attention_mask=None if single else _group_attention(segments),
+        rows=torch.tensor([row for row, _ in completions]),
+        sources=sources,
+        targets=targets,
+        mask=mask,
+        last=last,
+    )
+
+
+def _group_attention(segments: Tensor) -> Tensor:
+    """[R, 1, T, T] allowed attention from segments: 0 prompt, k completion k, -1 padding."""
+    query, key = segments[:, :, None], segments[:, None, :]
+    size = segments.shape[1]
+    causal = torch.ones(size, size, dtype=torch.bool).tril()
+    allowed = causal & (key >= 0) & ((key == 0) | (key == query))
+    return (allowed | torch.eye(size, dtype=torch.bool))[:, None]  # padding sees itself: no NaN
+
+
+def micro_batches(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
+    """Indices grouped so that rows of like length share a batch of `max_tokens`, padding included.
+
+    A row longer than `max_tokens` gets a batch of its own. Longest first: memory peaks at once.
+
+    Args:
+        lengths: tokens of each row.
+        max_tokens: budget of rows × longest row.
+    """
+    batches: list[list[int]] = []
+    for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+        current = batches[-1] if batches else None
+        if current is not None and lengths[current[0]] * (len(current) + 1) <= max_tokens:
+            current.append(index)
+        else:
+            batches.append([index])
+    return batches
+
+
+def split_groups(groups: Sequence[PromptGroup], max_tokens: int) -> list[list[int]]:
+    """`micro_batches` over the row lengths of prompt groups."""
+    return micro_batches([group.tokens for group in groups], max_tokens)
+
+
+def seeded_epochs(count: int, epochs: float, seed: int) -> Iterable[int]:
+    """Indices below `count`, reshuffled for each of `epochs` passes (the last may be partial)."""
+    total = round(count * epochs)
+    generator = torch.Generator().manual_seed(seed)
+    order: list[int] = []
+    while len(order) < total:
+        order += torch.randperm(count, generator=generator).tolist()
+    return order[:total]

@@ -1,0 +1,139 @@
+"""Prompts and completions to token ids. The only place where a chat template is applied."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from amenable.data.schemas import Message, Prompt, Speaker
+from amenable.errors import DataError, ModelError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from amenable.config.data import DataConfig
+    from amenable.config.recipe import Recipe
+
+_PLAIN_SEPARATOR = "\n\n"
+
+
+@dataclass(frozen=True)
+class Renderer:
+    """Turns typed prompts and texts into the ids that every stage uses.
+
+    A prompt ends exactly where the completion begins; a completion ends with the
+    end-of-sequence token, so that stopping is trained.
+
+    Args:
+        tokenizer: of the base model.
+        eos_ids: every token that ends a completion; `tokenizer.eos_token_id` is appended.
+        instruction: text put before the last user message, with an empty line between.
+        system_message: system turn of the chat template; empty leaves the template's default.
+        max_prompt_tokens: prompts are cut to this many tokens, at the end of the user's text.
+        max_completion_tokens: completions are cut to this many tokens, end of sequence included.
+        chat_template: use the tokenizer's template where it has one.
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+    eos_ids: frozenset[int]
+    instruction: str = ""
+    system_message: str = ""
+    max_prompt_tokens: int = 512
+    max_completion_tokens: int = 64
+    chat_template: bool = True
+
+    def __post_init__(self) -> None:
+        if self.tokenizer.pad_token_id in self.eos_ids:
+            raise ModelError(
+                f"pad token {self.tokenizer.pad_token_id} is also an end-of-sequence token; "
+                "stopping could not be trained. Load the tokenizer with models.load.load_tokenizer."
+            )
+
+    @classmethod
+    def from_recipe(
+        cls, recipe: Recipe, tokenizer: PreTrainedTokenizerBase, eos_ids: Collection[int]
+    ) -> Renderer:
+        """The renderer that all stages of a run share."""
+        data: DataConfig = recipe.data
+        return cls(
+            tokenizer=tokenizer,
+            eos_ids=frozenset(eos_ids),
+            instruction=data.instruction,
+            system_message=data.system_message,
+            max_prompt_tokens=data.max_prompt_tokens,
+            max_completion_tokens=data.max_completion_tokens,
+            chat_template=recipe.model.chat_template,
+        )
+
+    @property
+    def pad_id(self) -> int:
+        """Id used to fill rows; never an end-of-sequence id."""
+        return int(self.tokenizer.pad_token_id)
+
+    def prompt_ids(self, prompt: Prompt) -> list[int]:
+        """Ids of the rendered prompt, at most `max_prompt_tokens`.
+
+        Raises:
+            DataError: the template alone does not fit.
+        """
+        ids = self._encode(prompt, prompt.text)
+        excess = len(ids) - self.max_prompt_tokens
+        text_ids = self._ids(prompt.text) if excess > 0 else []
+        while excess > 0:
+            if excess >= len(text_ids):
+                raise DataError(
+                    f"prompt {prompt.id!r} has {len(ids)} tokens without its text, "
+                    f"more than max_prompt_tokens = {self.max_prompt_tokens}; raise it "
+                    "or shorten instruction, system message or history"
+                )
+            text_ids = text_ids[: len(text_ids) - excess]
+            ids = self._encode(prompt, str(self.tokenizer.decode(text_ids)).rstrip())
+            excess = len(ids) - self.max_prompt_tokens
+        return ids
+
+    def is_cut(self, prompt: Prompt) -> bool:
+        """Whether the prompt is too long to be rendered whole."""
+        return len(self._encode(prompt, prompt.text)) > self.max_prompt_tokens
+
+    def completion_ids(self, text: str) -> list[int]:
+        """Ids of a completion followed by end of sequence, cut to `max_completion_tokens`.
+
+        A text that is too long loses its end *and* its end-of-sequence token: a cut
+        completion must not look finished.
+        """
+        ids = self._ids(text if self._templated else " " + text.lstrip())
+        return [*ids, int(self.tokenizer.eos_token_id)][: self.max_completion_tokens]
+
+    def completion_text(self, ids: Sequence[int]) -> str:
+        """The text of completion ids, without special tokens and outer white space."""
+        return str(self.tokenizer.decode(list(ids), skip_special_tokens=True)).strip()
+
+    @property
+    def _templated(self) -> bool:
+        return self.chat_template and bool(self.tokenizer.chat_template)
+
+    def _ids(self, text: str) -> list[int]:
+        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def _encode(self, prompt: Prompt, last_text: str) -> list[int]:
+        messages = self._messages(prompt, last_text)
+        if self._templated:
+            rendered = self.tokenizer.apply_chat_template(
+                [{"role": str(m.speaker), "content": m.content} for m in messages],
+                tokenize=False,
+                add_generation_prompt=True,
+            )
+            return self._ids(str(rendered))
+        if len(messages) == 1:
+            return self._ids(messages[0].content + _PLAIN_SEPARATOR)
+        names = {Speaker.USER: "User: ", Speaker.ASSISTANT: "Assistant: ", Speaker.SYSTEM: ""}
+        turns = [names[m.speaker] + m.content for m in messages]
+        return self._ids(_PLAIN_SEPARATOR.join([*turns, "Assistant:"]))
+
+    def _messages(self, prompt: Prompt, last_text: str) -> list[Message]:
+        text = f"{self.instruction}\n\n{last_text}" if self.instruction else last_text
+        messages = [*prompt.messages[:-1], Message(Speaker.USER, text)]
+        if self.system_message and messages[0].speaker is not Speaker.SYSTEM:
+            messages.insert(0, Message(Speaker.SYSTEM, self.system_message))
+        return messages
