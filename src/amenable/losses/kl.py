@@ -1,0 +1,130 @@
+"""Estimators of KL(policy || reference) from sampled tokens, and the controller of its weight.
+
+With d = logprobs - ref_logprobs at tokens drawn from the policy: E[k1] = E[k3] = KL, and k2 is
+close to it where KL is small. As a term of the reward k1 is right; as a loss each has another
+gradient (John Schulman, "Approximating KL divergence", 2020,
+http://joschu.net/blog/kl-approx.html). N completions, C completion tokens; unreduced, [N, C].
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from amenable.losses.checks import check_positive, check_precise, check_same_shape
+from amenable.losses.masked import masked_sum
+
+LOG_RATIO_LIMIT = 80.0
+ERROR_LIMIT = 0.2
+
+
+def k1(logprobs: Float[Tensor, "N C"], ref_logprobs: Float[Tensor, "N C"]) -> Float[Tensor, "N C"]:
+    """Log-ratio: unbiased, of either sign.
+
+    k1 = logprobs - ref_logprobs
+
+    Args:
+        logprobs: [N, C] nats under the policy that sampled the tokens.
+        ref_logprobs: [N, C] nats under the reference.
+
+    Returns:
+        [N, C] nats.
+
+    Raises:
+        ValueError: wrong ranks, shapes or dtypes.
+    """
+    check_same_shape(2, logprobs=logprobs, ref_logprobs=ref_logprobs)
+    check_precise(logprobs=logprobs, ref_logprobs=ref_logprobs)
+    return logprobs - ref_logprobs
+
+
+def k2(logprobs: Float[Tensor, "N C"], ref_logprobs: Float[Tensor, "N C"]) -> Float[Tensor, "N C"]:
+    """Half the squared log-ratio: biased, never negative, of low variance.
+
+    k2 = (logprobs - ref_logprobs)^2 / 2
+
+    Args:
+        logprobs: [N, C] nats under the policy that sampled the tokens.
+        ref_logprobs: [N, C] nats under the reference.
+
+    Returns:
+        [N, C] nats, at least 0.
+
+    Raises:
+        ValueError: wrong ranks, shapes or dtypes.
+    """
+    return 0.5 * k1(logprobs, ref_logprobs).square()
+
+
+def k3(logprobs: Float[Tensor, "N C"], ref_logprobs: Float[Tensor, "N C"]) -> Float[Tensor, "N C"]:
+    """Log-ratio with a control variate: unbiased and never negative.
+
+    k3 = exp(-d) - 1 + d,  d = logprobs - ref_logprobs
+
+    Args:
+        logprobs: [N, C] nats under the policy that sampled the tokens.
+        ref_logprobs: [N, C] nats under the reference.
+
+    Returns:
+        [N, C] nats, at least 0; finite, as exp(-d) is limited to exp(80).
+
+    Raises:
+        ValueError: wrong ranks, shapes or dtypes.
+    """
+    difference = k1(logprobs, ref_logprobs)
+    excess = torch.expm1(-difference.clamp(min=-LOG_RATIO_LIMIT))
+    return (excess + difference).clamp(min=0)  # rounding may leave -1e-16
+
+
+def sequence_kl(kl: Float[Tensor, "N C"], mask: Bool[Tensor, "N C"]) -> Float[Tensor, " N"]:
+    """KL of each whole completion: the sum of its per-token estimates over real tokens.
+
+    Args:
+        kl: [N, C] nats, from one of the estimators.
+        mask: [N, C] True at real tokens.
+
+    Returns:
+        [N] nats; 0 for a completion without real tokens.
+
+    Raises:
+        ValueError: wrong ranks, shapes or dtypes.
+    """
+    check_same_shape(2, kl=kl, mask=mask)
+    check_precise(kl=kl)
+    return masked_sum(kl, mask, dim=1)
+
+
+def adaptive_kl_coef(
+    coef: float, observed: float, target: float, episodes: int, horizon: int
+) -> float:
+    """The KL weight for the next update, moved so that the observed KL nears its target.
+
+    coef (1 + clip(observed / target - 1, -0.2, 0.2) episodes / horizon)
+
+    Args:
+        coef: present weight, above 0, units of reward a nat.
+        observed: mean sequence KL of the update's roll-outs, nats; any finite number.
+        target: wanted sequence KL in nats, above 0.
+        episodes: completions in the update, above 0.
+        horizon: episodes over which the controller reacts, above 0.
+
+    Returns:
+        The new weight, above 0.
+
+    Raises:
+        ValueError: a number is out of its range, or the horizon is so short that the weight could
+            reach 0.
+
+    Source: Ziegler et al. 2019, arXiv:1909.08593, section 2.2; per update in place of per batch of
+    fixed size.
+    """
+    check_positive(coef=coef, target=target, episodes=episodes, horizon=horizon)
+    if not math.isfinite(observed):
+        raise ValueError(f"observed KL must be finite, is {observed}")
+    if ERROR_LIMIT * episodes >= horizon:
+        raise ValueError(f"horizon {horizon} must exceed a fifth of the {episodes} episodes")
+    error = min(max(observed / target - 1, -ERROR_LIMIT), ERROR_LIMIT)
+    return coef * (1 + error * episodes / horizon)

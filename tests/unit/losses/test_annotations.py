@@ -1,0 +1,56 @@
+"""The shapes that the signatures promise are the shapes that come out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from beartype import beartype
+from jaxtyping import TypeCheckError, jaxtyped
+
+from amenable.losses import advantages, kl, likelihood, masked, policy, preference, value
+
+N, C, V = 2, 3, 5
+TOKENS = torch.zeros(N, C)
+MASK = torch.ones(N, C, dtype=torch.bool)
+ROWS = torch.zeros(N)
+CALLS: list[tuple[Callable[..., Any], tuple[Any, ...]]] = [
+    (masked.masked_sum, (TOKENS, MASK, 1)),
+    (masked.masked_mean, (TOKENS, MASK)),
+    (masked.masked_var, (TOKENS, MASK)),
+    (masked.masked_whiten, (TOKENS, MASK)),
+    (likelihood.token_logprobs, (torch.zeros(N, C, V), torch.zeros(N, C, dtype=torch.int64))),
+    (likelihood.token_entropy, (torch.zeros(N, C, V),)),
+    (likelihood.sequence_logprobs, (TOKENS, MASK)),
+    (likelihood.cross_entropy, (TOKENS, MASK)),
+    (preference.bradley_terry_loss, (ROWS, ROWS, ROWS)),
+    (preference.tie_loss, (ROWS, ROWS)),
+    (preference.centring_loss, (ROWS, ROWS)),
+    (preference.dpo_loss, (ROWS, ROWS, ROWS, ROWS, 0.1)),
+    (policy.ratios, (TOKENS, TOKENS)),
+    (policy.ppo_policy_loss, (TOKENS, TOKENS, TOKENS, 0.2)),
+    (policy.clipped_tokens, (TOKENS, TOKENS, TOKENS, 0.2)),
+    (value.value_loss, (TOKENS, TOKENS, TOKENS, 0.2)),
+    (value.explained_variance, (TOKENS, TOKENS, MASK)),
+    (advantages.shape_rewards, (ROWS, TOKENS, MASK, 0.1)),
+    (advantages.gae, (TOKENS, TOKENS, MASK, 1.0, 0.95)),
+    (advantages.group_relative, (TOKENS,)),
+    (advantages.leave_one_out, (TOKENS,)),
+    (kl.k1, (TOKENS, TOKENS)),
+    (kl.k2, (TOKENS, TOKENS)),
+    (kl.k3, (TOKENS, TOKENS)),
+    (kl.sequence_kl, (TOKENS, MASK)),
+]
+
+
+@pytest.mark.parametrize(("function", "arguments"), CALLS, ids=lambda x: getattr(x, "__name__", ""))
+def test_signatures_hold(function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+    jaxtyped(function, typechecker=beartype)(*arguments)
+
+
+def test_a_broken_signature_would_be_noticed() -> None:
+    checked = jaxtyped(kl.k1, typechecker=beartype)
+    with pytest.raises(TypeCheckError):
+        checked(TOKENS, TOKENS[:1])
