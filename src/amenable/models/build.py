@@ -1,0 +1,108 @@
+"""From a recipe and a run folder to the roles that a stage works with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from peft import PeftModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from amenable.data.render import Renderer
+from amenable.models.adapters import add_adapter
+from amenable.models.export import HEAD_FILE
+from amenable.models.load import (
+    eos_ids,
+    load_causal_lm,
+    load_reward_trunk,
+    load_tokenizer,
+    resolve_dtype,
+)
+from amenable.models.pull import resolve_base
+from amenable.models.roles import Role
+
+if TYPE_CHECKING:
+    from amenable.config.recipe import Recipe
+    from amenable.models.heads import ScalarHead
+
+
+def best_device() -> torch.device:
+    """A CUDA device where there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@dataclass
+class Foundation:
+    """What all roles of a run stand on: tokenizer, renderer, precision, and the shared base.
+
+    The base is loaded when the first role asks for it. With LoRA it is loaded once, in the
+    compute precision, and frozen; with full fine-tuning every role loads float32 weights of
+    its own.
+    """
+
+    recipe: Recipe
+    source: str
+    tokenizer: PreTrainedTokenizerBase
+    renderer: Renderer
+    dtype: torch.dtype
+    device: torch.device
+    _shared: PreTrainedModel | PeftModel | None = field(default=None, repr=False)
+    _bare: list[Role] = field(default_factory=list, repr=False)
+
+    @classmethod
+    def open(cls, recipe: Recipe) -> Foundation:
+        """Resolve the base model and read its tokenizer; weights stay on disk."""
+        source = str(resolve_base(recipe.model.base))
+        tokenizer = load_tokenizer(source)
+        device = best_device()
+        return cls(
+            recipe=recipe,
+            source=source,
+            tokenizer=tokenizer,
+            renderer=Renderer.from_recipe(recipe, tokenizer, eos_ids(source, tokenizer)),
+            dtype=resolve_dtype(recipe.model.dtype, device),
+            device=device,
+        )
+
+    def role(
+        self,
+        name: str,
+        start: Path | None = None,
+        *,
+        head: ScalarHead | None = None,
+        train: bool = True,
+    ) -> Role:
+        """A role that starts from a model folder of this run, or from the base.
+
+        Args:
+            name: of the role's adapter.
+            start: `models/sft` or `models/reward`, if the role does not start from the base.
+            head: scalar head of a reward model or critic.
+            train: with LoRA, give a role that starts from the base an adapter to train.
+        """
+        if head is not None:
+            head.to(self.device)
+        if not self.recipe.model.lora.enabled:
+            if start is not None and (start / HEAD_FILE).is_file():
+                model = load_reward_trunk(start, torch.float32, device=self.device)
+            else:
+                model = load_causal_lm(start or self.source, torch.float32, device=self.device)
+            return Role(model, head=head, dtype=self.dtype)
+        if self._shared is None:
+            self._shared = load_causal_lm(self.source, self.dtype, device=self.device)
+            self._shared.requires_grad_(False)
+        if start is None and not train:
+            self._bare.append(Role(self._shared, head=head, dtype=self.dtype))
+            return self._bare[-1]
+        self._shared = add_adapter(
+            self._shared,
+            name,
+            self.recipe.model.lora,
+            seed=self.recipe.seed,
+            folder=start / "adapter" if start is not None else None,
+        )
+        for role in self._bare:  # it must switch off the adapter that has just been put on
+            role.model = self._shared
+        return Role(self._shared, adapter=name, head=head, dtype=self.dtype)

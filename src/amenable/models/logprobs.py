@@ -1,0 +1,141 @@
+"""Forward passes over prompt groups: one code path for old, new and reference log-probabilities.
+
+Shapes as in `data.collate`: R rows, T columns, N completions, C completion tokens, d hidden size.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple, cast
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from amenable.data.collate import GroupBatch
+from amenable.errors import ModelError
+from amenable.losses.likelihood import token_entropy, token_logprobs
+
+_CHUNK = 1024
+
+
+class TokenLogprobs(NamedTuple):
+    """Of each completion token under the model, at the sampling temperature."""
+
+    logprobs: Tensor
+    """[N, C] nats; 0 off the mask."""
+
+    entropy: Tensor | None
+    """[N, C] nats, where asked for."""
+
+
+def trunk_of(model: PreTrainedModel) -> nn.Module:
+    """The transformer without its output head."""
+    return cast(nn.Module, getattr(model, model.base_model_prefix))
+
+
+def hidden_states(model: PreTrainedModel, batch: GroupBatch) -> Tensor:
+    """Last hidden states [R, T, d] of the rows.
+
+    Raises:
+        ModelError: a position reaches past the model's attention window, where the mask of
+            prompt groups would no longer be what the model was trained with.
+    """
+    window = getattr(model.config, "sliding_window", None)
+    if batch.attention_mask is not None and window:
+        longest = int(batch.position_ids.max()) + 1
+        if longest > window:
+            raise ModelError(
+                f"a prompt with its completion has {longest} tokens, more than the model's sliding "
+                f"attention window of {window}; lower data.max_prompt_tokens"
+            )
+    output = trunk_of(model)(
+        input_ids=batch.input_ids,
+        attention_mask=_attention_mask(model, batch),
+        position_ids=batch.position_ids,
+        use_cache=False,
+    )
+    return cast(Tensor, output.last_hidden_state)
+
+
+def _attention_mask(model: PreTrainedModel, batch: GroupBatch) -> Tensor | None:
+    """The mask as the model's attention reads it: plain ("eager") attention adds it to the weights.
+
+    Gemma 2 has plain attention by default. It would take True for 1, and hide nothing.
+    """
+    mask = batch.attention_mask
+    if mask is None or model.config._attn_implementation != "eager":
+        return mask
+    additive = torch.zeros(mask.shape, dtype=model.dtype, device=mask.device)
+    return additive.masked_fill(~mask, torch.finfo(model.dtype).min)
+
+
+def _logits(model: PreTrainedModel, states: Tensor) -> Tensor:
+    """[M, V] as the model's own forward gives them; Gemma 2 bends them below a cap."""
+    logits = cast(Tensor, cast(nn.Module, model.get_output_embeddings())(states))
+    cap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
+    return logits if cap is None else cap * torch.tanh(logits / cap)
+
+
+def completion_logprobs(
+    model: PreTrainedModel,
+    batch: GroupBatch,
+    *,
+    temperature: float = 1.0,
+    with_entropy: bool = False,
+) -> TokenLogprobs:
+    """Log-probability of every completion token.
+
+    The vocabulary projection runs on the predicting positions of real completion tokens only,
+    in chunks, so that rows × columns × vocabulary never exists.
+
+    Args:
+        model: causal language model.
+        batch: rows of prompt groups.
+        temperature: logits are divided by it before the log-softmax.
+        with_entropy: return the entropy of each next-token distribution as well.
+    """
+    states = completion_states(model, batch).before
+    targets = batch.targets[batch.mask]
+    pieces: list[Tensor] = []
+    entropies: list[Tensor] = []
+    for part, wanted in zip(states.split(_CHUNK), targets.split(_CHUNK), strict=True):
+        logits = _logits(model, part)[None]
+        pieces.append(token_logprobs(logits, wanted[None], temperature)[0])
+        if with_entropy:
+            entropies.append(token_entropy(logits, temperature)[0])
+    logprobs = scatter(torch.cat(pieces), batch.mask)
+    return TokenLogprobs(logprobs, scatter(torch.cat(entropies), batch.mask) if entropies else None)
+
+
+class CompletionStates(NamedTuple):
+    """Last hidden states where critic and reward model read."""
+
+    before: Tensor
+    """[M, d] of the state before each of the M real completion tokens, in mask order."""
+
+    last: Tensor
+    """[N, d] at the last real token of each completion."""
+
+
+def completion_states(model: PreTrainedModel, batch: GroupBatch) -> CompletionStates:
+    """Hidden states before each completion token, and at the last one."""
+    hidden = hidden_states(model, batch)
+    rows = batch.rows[:, None].expand_as(batch.sources)[batch.mask]
+    return CompletionStates(hidden[rows, batch.sources[batch.mask]], hidden[batch.rows, batch.last])
+
+
+def completion_values(model: PreTrainedModel, head: nn.Module, batch: GroupBatch) -> Tensor:
+    """Critic's value [N, C] of the state before each completion token."""
+    return scatter(head(completion_states(model, batch).before), batch.mask)
+
+
+def completion_scores(model: PreTrainedModel, head: nn.Module, batch: GroupBatch) -> Tensor:
+    """Raw score [N], read at the last real token of each completion."""
+    return cast(Tensor, head(completion_states(model, batch).last))
+
+
+def scatter(values: Tensor, mask: Tensor) -> Tensor:
+    """[N, C] from the [M] numbers of real tokens; 0 off the mask."""
+    return torch.zeros(mask.shape, dtype=values.dtype, device=values.device).masked_scatter(
+        mask, values
+    )
