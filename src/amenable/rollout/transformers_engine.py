@@ -1,0 +1,266 @@
+"""Roll-outs with a transformers model: batched, length-sorted, key-value cached.
+
+Equal prompts are encoded once, finished sequences leave the batch. Shapes: B sequences,
+V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import DynamicCache, PreTrainedModel
+
+from amenable.rollout.types import Request, Rollout, Sampling, uniform_noise
+
+if TYPE_CHECKING:
+    from amenable.models.build import Foundation
+    from amenable.models.roles import Role
+
+_KEEP = 0.75  # compact the batch when fewer than this share of its sequences is unfinished
+
+
+class TransformersEngine:
+    """Completes prompts with a plain transformers model.
+
+    Args:
+        model: causal language model in evaluation mode.
+        eos_ids: tokens that end a completion.
+        pad_id: fills shorter prompts on the left.
+        dtype: compute precision; bfloat16 runs under autocast.
+        batch_size: sequences decoded together.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        *,
+        eos_ids: frozenset[int],
+        pad_id: int,
+        dtype: torch.dtype = torch.float32,
+        batch_size: int = 128,
+    ) -> None:
+        self._model = model
+        self._eos = eos_ids
+        self._pad_id = pad_id
+        self._dtype = dtype
+        self._batch_size = batch_size
+
+    @torch.no_grad()
+    def generate(
+        self,
+        requests: Sequence[Request],
+        sampling: Sampling,
+        on_progress: Callable[[int], None] | None = None,
+    ) -> list[Rollout]:
+        """Roll-outs in the order of the requests."""
+        rollouts: dict[int, Rollout] = {}
+        with torch.autocast(
+            self._model.device.type, torch.bfloat16, enabled=self._dtype is torch.bfloat16
+        ):
+            for batch in self._batches(requests):
+                for index, rollout in self._complete(batch, requests, sampling):
+                    rollouts[index] = rollout
+                if on_progress is not None:
+                    on_progress(sum(map(len, batch.values())))
+        return [rollouts[index] for index in range(len(requests))]
+
+    def _batches(self, requests: Sequence[Request]) -> list[dict[tuple[int, ...], list[int]]]:
+        """Request numbers by prompt, in batches of prompts of like length."""
+        by_prompt: dict[tuple[int, ...], list[int]] = {}
+        for index, request in enumerate(requests):
+            by_prompt.setdefault(request.prompt_ids, []).append(index)
+        batches: list[dict[tuple[int, ...], list[int]]] = []
+        room = 0
+        for prompt in sorted(by_prompt, key=lambda ids: (-len(ids), ids)):
+            indices = by_prompt[prompt]
+            if not batches or len(indices) > room:
+                batches.append({})
+                room = self._batch_size
+            batches[-1][prompt] = indices
+            room -= len(indices)
+        return batches
+
+    def _complete(
+        self,
+        batch: dict[tuple[int, ...], list[int]],
+        requests: Sequence[Request],
+        sampling: Sampling,
+    ) -> list[tuple[int, Rollout]]:
+        indices = [index for group in batch.values() for index in group]
+        noise = np.stack([uniform_noise(requests[i].key, sampling.max_new_tokens) for i in indices])
+        decoding = self._prefill(batch)
+        tokens: list[list[int]] = [[] for _ in indices]
+        active = torch.arange(len(indices))
+        for step in range(sampling.max_new_tokens):
+            drawn = draw_tokens(
+                decoding.logits, sampling, torch.from_numpy(noise[active.numpy(), step])
+            )
+            for row, token in zip(active.tolist(), drawn.tolist(), strict=True):
+                if not tokens[row] or tokens[row][-1] not in self._eos:
+                    tokens[row].append(token)
+            done = torch.tensor([tokens[row][-1] in self._eos for row in active.tolist()])
+            if bool(done.all()) or step + 1 == sampling.max_new_tokens:
+                break
+            if int((~done).sum()) <= _KEEP * len(active):
+                keep = (~done).nonzero()[:, 0]
+                active, drawn = active[keep], drawn[keep]
+                decoding.select(keep)
+            self._advance(decoding, drawn)
+        return [
+            (index, Rollout(requests[index].prompt_ids, tuple(ids), ids[-1] in self._eos))
+            for index, ids in zip(indices, tokens, strict=True)
+        ]
+
+    def _prefill(self, batch: dict[tuple[int, ...], list[int]]) -> _Decoding:
+        """Encode every prompt once, then repeat its cache for each of its samples."""
+        device = self._model.device
+        width = max(map(len, batch))
+        ids = torch.full((len(batch), width), self._pad_id)
+        mask = torch.zeros((len(batch), width), dtype=torch.long)
+        for row, prompt in enumerate(batch):
+            ids[row, width - len(prompt) :] = torch.tensor(prompt)
+            mask[row, width - len(prompt) :] = 1
+        cache = DynamicCache(config=self._model.config)
+        output = self._forward(
+            ids.to(device), mask.to(device), (mask.cumsum(1) - 1).clamp(min=0).to(device), cache
+        )
+        repeats = torch.tensor([len(group) for group in batch.values()])
+        rows = torch.repeat_interleave(torch.arange(len(batch)), repeats).to(device)
+        decoding = _Decoding(output, cache, mask.to(device), mask.sum(1).to(device))
+        if len(rows) > len(batch):
+            decoding.select(rows)
+        return decoding
+
+    def _advance(self, decoding: _Decoding, tokens: Tensor) -> None:
+        ones = torch.ones_like(decoding.mask[:, :1])
+        decoding.mask = torch.cat([decoding.mask, ones], dim=1)
+        decoding.logits = self._forward(
+            tokens.to(self._model.device)[:, None],
+            decoding.mask,
+            decoding.length[:, None],
+            decoding.cache,
+        )
+        decoding.length = decoding.length + 1
+
+    def _forward(self, ids: Tensor, mask: Tensor, positions: Tensor, cache: DynamicCache) -> Tensor:
+        output = cast(Any, self._model)(
+            input_ids=ids,
+            attention_mask=mask,
+            position_ids=positions,
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        return cast(Tensor, output.logits[:, -1].float())
+
+
+@dataclass
+class _Decoding:
+    """State of a batch between two tokens."""
+
+    logits: Tensor  # [B, V] of the next token
+    cache: DynamicCache
+    mask: Tensor  # [B, columns so far] 1 on real tokens
+    length: Tensor  # [B] position of the next token
+
+    def select(self, rows: Tensor) -> None:
+        """Keep (or repeat) these sequences."""
+        self.cache.batch_select_indices(rows)
+        self.logits, self.mask, self.length = self.logits[rows], self.mask[rows], self.length[rows]
+
+
+def draw_tokens(logits: Tensor, sampling: Sampling, noise: Tensor) -> Tensor:
+    """[B] tokens by inverse transform: the first whose cumulative probability exceeds the noise.
+
+    Args:
+        logits: [B, V] float32.
+        sampling: temperature 0 takes the largest logit and ignores the noise.
+        noise: [B] uniform numbers in [0, 1).
+    """
+    if sampling.temperature == 0:
+        return logits.argmax(-1).cpu()
+    probabilities = torch.softmax(_filtered(logits / sampling.temperature, sampling), -1)
+    cumulative = probabilities.cumsum(-1)
+    total = cumulative[:, -1:]
+    below = torch.nextafter(total, torch.zeros_like(total))  # noise may round up to 1
+    wanted = torch.minimum(noise.to(cumulative)[:, None] * total, below)
+    tokens = torch.searchsorted(cumulative, wanted, right=True)[:, 0]
+    return tokens.clamp(max=logits.shape[-1] - 1).cpu()
+
+
+def _filtered(logits: Tensor, sampling: Sampling) -> Tensor:
+    if sampling.top_k:
+        kth = logits.topk(min(sampling.top_k, logits.shape[-1])).values[:, -1:]
+        logits = logits.masked_fill(logits < kth, -torch.inf)
+    if sampling.top_p < 1:
+        ordered, order = logits.sort(descending=True)
+        probabilities = torch.softmax(ordered, -1)
+        outside = probabilities.cumsum(-1) - probabilities >= sampling.top_p
+        logits = logits.masked_fill(outside.scatter(-1, order, outside), -torch.inf)
+    return logits
+
+
+class RolloutCopy:
+    """A second set of weights that rolls out what a role's adapter says, merged.
+
+    Adapters cost a decode step two extra products a layer; merging them into the shared base
+    would change the base. So the base is copied once, and before each roll-out the adapted
+    layers of the copy are overwritten with W + scale · B A. A role without an adapter rolls
+    out with its own model.
+    """
+
+    def __init__(self, role: Role) -> None:
+        from copy import deepcopy
+
+        from peft import PeftModel
+
+        self._role = role
+        if isinstance(role.model, PeftModel):
+            self.model = _without_adapters(deepcopy(role.plain))
+            self._targets = dict(self.model.named_modules())
+        else:
+            self.model = role.plain
+
+    def sync(self) -> PreTrainedModel:
+        """Take over the role's present weights."""
+        from peft import PeftModel
+
+        from amenable.models.adapters import merged_weights
+
+        if isinstance(self._role.model, PeftModel) and self._role.adapter is not None:
+            with torch.no_grad():
+                for name, weight in merged_weights(self._role.model, self._role.adapter):
+                    cast(Any, self._targets[name]).weight.copy_(weight)
+        return self.model
+
+
+def _without_adapters(model: PreTrainedModel) -> PreTrainedModel:
+    """Replace every adapted layer by its base layer."""
+    from peft.tuners.lora import LoraLayer
+
+    for name, module in list(model.named_modules()):
+        if isinstance(module, LoraLayer):
+            parent = model.get_submodule(name.rpartition(".")[0])
+            setattr(parent, name.rpartition(".")[2], module.get_base_layer())
+    return model
+
+
+def engine_for(
+    source: str | Path, foundation: Foundation, batch_size: int = 128
+) -> TransformersEngine:
+    """An engine on an exported model folder (or the base), in the run's precision."""
+    from amenable.models.load import load_causal_lm
+
+    return TransformersEngine(
+        load_causal_lm(source, foundation.dtype, device=foundation.device),
+        eos_ids=foundation.renderer.eos_ids,
+        pad_id=foundation.renderer.pad_id,
+        dtype=foundation.dtype,
+        batch_size=batch_size,
+    )

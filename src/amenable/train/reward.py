@@ -1,0 +1,198 @@
+"""The reward model: a scalar head on the trunk, trained on pairs (Bradley and Terry 1952).
+
+Both candidates of a pair share one encoding of their prompt. After training, scores are
+centred: `reward_offset` is the mean raw score of demonstrations (of chosen candidates where
+there are none), stored with the model and subtracted by whoever uses it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from amenable.artifacts import write_json
+from amenable.data.collate import PromptGroup, collate, split_groups
+from amenable.data.readers import read_demonstrations, read_preferences
+from amenable.data.render import Renderer
+from amenable.data.schemas import Choice, Preference
+from amenable.evaluate.reward_report import reward_report
+from amenable.losses.preference import bradley_terry_loss, tie_loss
+from amenable.models.build import Foundation
+from amenable.models.export import export_reward
+from amenable.models.heads import ScalarHead
+from amenable.rollout.rewards import score_groups
+from amenable.train.loop import Metrics, add_gradient, train_supervised
+from amenable.train.sft import demonstration_group
+
+if TYPE_CHECKING:
+    from amenable.artifacts import StageContext
+    from amenable.models.roles import Role
+
+_OFFSET_ROWS = 64
+
+
+def run(ctx: StageContext) -> dict[str, Any]:
+    """The `reward` stage: preferences to `models/reward` and its report."""
+    foundation = Foundation.open(ctx.recipe)
+    renderer, budget = foundation.renderer, ctx.recipe.reward.micro_batch_tokens
+    pairs = {
+        split: read_preferences([ctx.folder.data / f"preferences.{split}.jsonl"])
+        for split in ("train", "validation", "test")
+    }
+    role = reward_role(ctx, foundation)
+    train = [preference_group(renderer, row) for row in pairs["train"]]
+
+    def evaluate() -> Metrics:
+        losses, correct = pair_losses(role, renderer, pairs["validation"], budget)
+        return {"eval_rank_loss": losses, "eval_accuracy": correct}
+
+    train_supervised(
+        ctx,
+        ctx.recipe.reward,
+        role,
+        rows=len(train),
+        gradient=lambda rows: reward_gradient(
+            role,
+            [train[row] for row in rows],
+            [pairs["train"][row] for row in rows],
+            renderer.pad_id,
+            budget,
+        ),
+        evaluate=evaluate,
+        loss_name="rank_loss",
+    )
+    ctx.progress.say("reward: scoring held-out pairs")
+    margins = pair_margins(role, renderer, pairs["test"], budget)
+    report = reward_report(pairs["train"], pairs["test"], margins, seed=ctx.recipe.seed)
+    offset = float(
+        score_groups(
+            role, _offset_groups(ctx, renderer, pairs["train"]), renderer.pad_id, budget
+        ).mean()
+    )
+    export_reward(
+        role.model,
+        role.scalar_head,
+        foundation.tokenizer,
+        ctx.folder.models / "reward",
+        role.adapter,
+        offset,
+        base=ctx.recipe.model.base,
+        dtype=foundation.dtype,
+    )
+    write_json(ctx.out / "report.json", {**report, "reward_offset": offset})
+    return {**report, "reward_offset": offset}
+
+
+def reward_role(ctx: StageContext, foundation: Foundation) -> Role:
+    """An untrained reward model on the SFT model, or on the base where there is none."""
+    sft = ctx.folder.models / "sft"
+    head = ScalarHead(hidden_size(foundation), seed=ctx.recipe.seed)
+    return foundation.role("reward", sft if sft.is_dir() else None, head=head)
+
+
+def hidden_size(foundation: Foundation) -> int:
+    """Width of the base model's hidden states."""
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(foundation.source).get_text_config()
+    return int(config.hidden_size)
+
+
+def preference_group(renderer: Renderer, row: Preference) -> PromptGroup:
+    """Token ids of a pair: the chosen candidate first."""
+    return PromptGroup(
+        renderer.prompt_ids(row.prompt),
+        [renderer.completion_ids(row.chosen), renderer.completion_ids(row.rejected)],
+    )
+
+
+def reward_gradient(
+    role: Role,
+    groups: Sequence[PromptGroup],
+    rows: Sequence[Preference],
+    pad_id: int,
+    micro_batch_tokens: int,
+) -> Metrics:
+    """Add the gradient of the mean weighted rank loss over the whole batch.
+
+    Returns:
+        `rank_loss` in nats a pair, `accuracy` over pairs without ties, mean `margin` in logits.
+    """
+    weight = sum(row.weight for row in rows)
+    decided = sum(row.choice is not Choice.TIE for row in rows)
+    loss = correct = margin = 0.0
+    for part in split_groups(groups, micro_batch_tokens):
+        batch = collate([groups[i] for i in part], pad_id).to(role.device)
+        scores = role.scores(batch).view(-1, 2)
+        loss += add_gradient(rank_losses(scores, [rows[i] for i in part]), None, weight)
+        gap = (scores[:, 0] - scores[:, 1]).detach().cpu()
+        margin += float(gap.sum())
+        correct += _correct(gap, [rows[i] for i in part])
+    return {
+        "rank_loss": loss,
+        "accuracy": correct / max(1, decided),
+        "margin": margin / len(rows),
+    }
+
+
+def rank_losses(scores: Tensor, rows: Sequence[Preference]) -> Tensor:
+    """[n] weighted losses of pairs.
+
+    Args:
+        scores: [n, 2] raw scores, of chosen and rejected.
+        rows: the pairs; a tie pulls both scores together.
+    """
+    margin = scores.new_tensor([row.margin or 0.0 for row in rows])
+    tie = torch.tensor([row.choice is Choice.TIE for row in rows], device=scores.device)
+    losses = torch.where(
+        tie,
+        tie_loss(scores[:, 0], scores[:, 1]),
+        bradley_terry_loss(scores[:, 0], scores[:, 1], margin),
+    )
+    return losses * scores.new_tensor([row.weight for row in rows])
+
+
+def _correct(gap: Tensor, rows: Sequence[Preference]) -> float:
+    decided = torch.tensor([row.choice is not Choice.TIE for row in rows])
+    return float(((gap > 0).float() + 0.5 * (gap == 0).float())[decided].sum())
+
+
+def pair_margins(
+    role: Role, renderer: Renderer, rows: Sequence[Preference], micro_batch_tokens: int
+) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """[n] score of the chosen minus score of the rejected candidate."""
+    groups = [preference_group(renderer, row) for row in rows]
+    scores = score_groups(role, groups, renderer.pad_id, micro_batch_tokens).view(-1, 2)
+    return (scores[:, 0] - scores[:, 1]).double().numpy()
+
+
+@torch.no_grad()
+def pair_losses(
+    role: Role, renderer: Renderer, rows: Sequence[Preference], micro_batch_tokens: int
+) -> tuple[float, float]:
+    """Mean weighted rank loss and accuracy of held-out pairs."""
+    groups = [preference_group(renderer, row) for row in rows]
+    scores = score_groups(role, groups, renderer.pad_id, micro_batch_tokens).view(-1, 2)
+    weight = sum(row.weight for row in rows)
+    decided = max(1, sum(row.choice is not Choice.TIE for row in rows))
+    loss = float(rank_losses(scores, rows).sum()) / weight
+    return loss, _correct(scores[:, 0] - scores[:, 1], rows) / decided
+
+
+def _offset_groups(
+    ctx: StageContext, renderer: Renderer, pairs: Sequence[Preference]
+) -> list[PromptGroup]:
+    """What the score 0 shall mean: demonstrations, else chosen candidates."""
+    path = ctx.folder.data / "demonstrations.train.jsonl"
+    if path.is_file() and path.stat().st_size:
+        return [
+            demonstration_group(renderer, row) for row in read_demonstrations([path])[:_OFFSET_ROWS]
+        ]
+    return [
+        PromptGroup(renderer.prompt_ids(row.prompt), [renderer.completion_ids(row.chosen)])
+        for row in pairs[:_OFFSET_ROWS]
+    ]
