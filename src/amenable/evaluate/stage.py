@@ -1,0 +1,222 @@
+"""The `evaluate` stage: exported systems answer held-out prompts, judges score, pairs compare."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from amenable.artifacts import write_json, write_jsonl
+from amenable.data.annotator import SimulatedAnnotator
+from amenable.data.collate import PromptGroup, collate, split_groups
+from amenable.data.readers import read_prompts
+from amenable.data.schemas import Prompt
+from amenable.evaluate.generate import Answer, generate
+from amenable.evaluate.side_by_side import compare
+from amenable.evaluate.statistics import distinct_n, duplicate_share
+from amenable.models.build import Foundation
+from amenable.models.export import load_reward_head
+from amenable.rollout.rewards import Reward, RoleReward, ready_reward
+from amenable.rollout.transformers_engine import engine_for
+from amenable.rollout.types import Engine, Sampling
+
+if TYPE_CHECKING:
+    from amenable.artifacts import StageContext
+
+Answers = dict[str, list[Answer]]
+Scores = dict[str, dict[str, list[float]]]  # judge -> system -> [prompts]
+
+_SCORING_TOKENS = 2048
+_FIRST_SHARE = 0.25  # of the time left, for the first of up to three systems
+_PAIRS = (("base", "sft"), ("base", "tuned"), ("sft", "tuned"))
+
+
+def run(ctx: StageContext) -> list[dict[str, Any]]:
+    """Answers of base, SFT and tuned model; every pair by every judge."""
+    foundation = Foundation.open(ctx.recipe)
+    prompts = read_prompts([ctx.folder.data / "prompts.test.jsonl"])
+    answers = _answers(ctx, foundation, prompts)
+    prompts = prompts[: len(answers["base"])]
+    scores = _scores(ctx, foundation, prompts, answers)
+    write_jsonl(ctx.out / "completions.jsonl", _rows(prompts, answers, scores))
+    return [
+        _comparison(ctx, a, b, judge, answers, of)
+        for judge, of in scores.items()
+        for a, b in _PAIRS
+        if a in answers and b in answers
+    ]
+
+
+def systems(ctx: StageContext, foundation: Foundation) -> dict[str, Path | str]:
+    """What is compared: the base, and the exported folders that the run has made."""
+    found: dict[str, Path | str] = {"base": foundation.source}
+    for name in ("sft", "tuned"):
+        if (ctx.folder.models / name).is_dir():
+            found[name] = ctx.folder.models / name
+    return found
+
+
+def _answers(ctx: StageContext, foundation: Foundation, prompts: Sequence[Prompt]) -> Answers:
+    """Answers with the recipe's decoding; diversity at temperature 1 is measured on the way."""
+    recipe, config = ctx.recipe, ctx.recipe.evaluate
+    length = recipe.data.max_completion_tokens
+    greedy = Sampling(max_new_tokens=length, temperature=config.temperature)
+    pure = Sampling(max_new_tokens=length, temperature=1.0)
+    diverse = prompts[: config.diversity_prompts]
+    answers: Answers = {}
+    diversity: dict[str, dict[str, float]] = {}
+    for name, source in systems(ctx, foundation).items():
+        engine = engine_for(source, foundation, config.batch_size)
+        answers[name] = _in_time(ctx, foundation, engine, name, prompts, greedy)
+        prompts = prompts[: len(answers[name])]
+        if diverse and name != "base":
+            sampled = generate(engine, foundation.renderer, diverse, pure, seed=recipe.seed)
+            diversity[name] = _diversity([answer.completion.text for answer in sampled])
+    if diversity:
+        write_json(
+            ctx.out / "diversity.json",
+            {"temperature": 1.0, "prompts": len(diverse), "systems": diversity},
+        )
+    return answers
+
+
+def _in_time(
+    ctx: StageContext,
+    foundation: Foundation,
+    engine: Engine,
+    name: str,
+    prompts: Sequence[Prompt],
+    sampling: Sampling,
+) -> list[Answer]:
+    """Answers to all prompts; under a time budget, the first system answers what its share allows.
+
+    Later systems must answer the same prompts, so they are not cut.
+    """
+    left_s = ctx.deadline.remaining_s()
+    end = time.monotonic() + _FIRST_SHARE * left_s
+    free = math.isinf(left_s) or name != "base"
+    size = len(prompts) if free else ctx.recipe.evaluate.batch_size
+    answers: list[Answer] = []
+    with ctx.progress.track(len(prompts), f"evaluate: {name}") as bar:
+        for start in range(0, len(prompts), size):
+            answers += generate(
+                engine,
+                foundation.renderer,
+                prompts[start : start + size],
+                sampling,
+                seed=ctx.recipe.seed,
+                on_progress=bar.advance,
+            )
+            if time.monotonic() > end and len(answers) < len(prompts):
+                ctx.progress.say(f"evaluate: time allows {len(answers)} of {len(prompts)} prompts")
+                break
+    return answers
+
+
+def _diversity(texts: Sequence[str]) -> dict[str, float]:
+    return {
+        **{f"distinct_{n}": distinct_n(texts, n) for n in (1, 2, 3)},
+        "duplicates": duplicate_share(texts),
+    }
+
+
+def _scores(
+    ctx: StageContext, foundation: Foundation, prompts: Sequence[Prompt], answers: Answers
+) -> Scores:
+    recipe = ctx.recipe
+    scores: Scores = {}
+    if recipe.collect.annotator == "simulated":
+        annotator = SimulatedAnnotator(recipe.collect, recipe.seed)
+        scores["annotator"] = {
+            name: [
+                annotator.score(prompt, a.completion.text)
+                for prompt, a in zip(prompts, of, strict=True)
+            ]
+            for name, of in answers.items()
+        }
+    reward = _reward(ctx, foundation)
+    if reward is not None:
+        ctx.progress.say("evaluate: scoring with the reward model")
+        scores["reward_model"] = _reward_scores(reward, foundation, prompts, answers)
+    return scores
+
+
+def _reward(ctx: StageContext, foundation: Foundation) -> Reward | None:
+    """The reward that the policy was tuned on, if there is one."""
+    source, data = ctx.recipe.policy.reward, ctx.recipe.data
+    folder = ctx.folder.models / "reward"
+    if source:
+        return ready_reward(
+            source,
+            max_prompt_tokens=data.max_prompt_tokens,
+            max_completion_tokens=data.max_completion_tokens,
+        )
+    if not folder.is_dir():
+        return None
+    head, offset = load_reward_head(folder)
+    return RoleReward(foundation.role("reward", folder, head=head, train=False), offset)
+
+
+def _reward_scores(
+    reward: Reward, foundation: Foundation, prompts: Sequence[Prompt], answers: Answers
+) -> dict[str, list[float]]:
+    """Scores of all systems' answers to a prompt, from one encoding of it."""
+    names = list(answers)
+    groups = [
+        PromptGroup(
+            answers[names[0]][i].rollout.prompt_ids,
+            [answers[name][i].rollout.completion_ids for name in names],
+        )
+        for i in range(len(prompts))
+    ]
+    table = torch.zeros(len(prompts), len(names))
+    for part in split_groups(groups, _SCORING_TOKENS):
+        batch = collate([groups[i] for i in part], foundation.renderer.pad_id)
+        scored = reward.score(
+            batch.to(foundation.device),
+            [prompts[i] for i in part for _ in names],
+            [answers[name][i].completion.text for i in part for name in names],
+        )
+        table[part] = scored.scores.view(len(part), len(names)).cpu()
+    return {name: table[:, column].tolist() for column, name in enumerate(names)}
+
+
+def _rows(prompts: Sequence[Prompt], answers: Answers, scores: Scores) -> list[dict[str, Any]]:
+    return [
+        {
+            "id": prompt.id,
+            "input_text": prompt.text,
+            "reference": prompt.meta.get("output_text"),
+            "completions": {name: of[i].completion.text for name, of in answers.items()},
+            "tokens": {name: of[i].completion.tokens for name, of in answers.items()},
+            "ended": {name: of[i].completion.ended for name, of in answers.items()},
+            "scores": {
+                judge: {name: values[i] for name, values in of.items()}
+                for judge, of in scores.items()
+            },
+        }
+        for i, prompt in enumerate(prompts)
+    ]
+
+
+def _comparison(
+    ctx: StageContext, a: str, b: str, judge: str, answers: Answers, scores: dict[str, list[float]]
+) -> dict[str, Any]:
+    texts = {name: [answer.completion.text for answer in answers[name]] for name in (a, b)}
+    lengths = {name: [len(text.split()) for text in texts[name]] for name in (a, b)}
+    return compare(
+        a,
+        b,
+        judge,
+        scores[a],
+        scores[b],
+        lengths[a],
+        lengths[b],
+        seed=ctx.recipe.seed,
+        bootstrap_samples=ctx.recipe.evaluate.bootstrap_samples,
+        identical=[x == y for x, y in zip(texts[a], texts[b], strict=True)],
+    )
