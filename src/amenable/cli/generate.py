@@ -1,0 +1,155 @@
+"""`amenable generate`: complete prompts with any model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from amenable.config.recipe import Recipe
+    from amenable.data.schemas import Prompt
+
+EXAMPLE = (
+    'Example: amenable generate runs/demo/models/tuned "Return the number of words in a text."'
+)
+_SHOWN_PROMPT = 70
+
+
+def generate(
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="A run folder, model folder, built-in or hub id.")
+    ],
+    prompts: Annotated[
+        list[str] | None, typer.Argument(metavar="[PROMPT]...", help="Texts to complete.")
+    ] = None,
+    file: Annotated[
+        list[str] | None,
+        typer.Option("--prompts", metavar="FILE", help="Rows with input_text; may be repeated."),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="FILE", help="Write rows there instead.")
+    ] = None,
+    temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
+    top_p: Annotated[float, typer.Option(help="Keep this mass of the likeliest tokens.")] = 1.0,
+    top_k: Annotated[int, typer.Option(help="Keep this many tokens; 0 keeps all.")] = 0,
+    max_new_tokens: Annotated[
+        int | None, typer.Option(help="Longest completion.  [default: the run's, else 64]")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seeds sampling.")] = 0,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object a line on stdout.")
+    ] = False,
+) -> None:
+    """Complete prompts with a model.
+
+    A model in a run folder is asked as it was trained: with that run's instruction, system
+    message and lengths.
+    """
+    import json
+
+    from amenable.artifacts import write_jsonl
+    from amenable.pipeline.preflight import silence_libraries
+
+    silence_libraries()
+    asked = _prompts(prompts or (), file or ())
+    source = _model_source(model)
+    recipe = _recipe_of(source, max_new_tokens)
+    sampling = {"temperature": temperature, "top_p": top_p, "top_k": top_k}
+    rows = list(_complete(source, asked, recipe, sampling, seed))
+    if out is not None:
+        write_jsonl(out, rows)
+    elif as_json:
+        typer.echo("\n".join(json.dumps(row, ensure_ascii=False) for row in rows))
+    else:
+        typer.echo("\n".join(_shown(row, alone=len(rows) == 1) for row in rows))
+
+
+def _prompts(texts: Sequence[str], files: Sequence[str]) -> list[Prompt]:
+    from amenable.data.readers import read_prompts
+    from amenable.data.schemas import Message, Prompt, Speaker
+    from amenable.errors import UsageError
+
+    typed = [
+        Prompt(messages=(Message(Speaker.USER, text),), id=f"argument-{n}", group=text)
+        for n, text in enumerate(texts)
+    ]
+    if not typed and not files:
+        raise UsageError("nothing to complete; give a text, or a file with --prompts")
+    return [*typed, *(read_prompts(files) if files else ())]
+
+
+def _model_source(model: str) -> Path | str:
+    """The folder or hub id; of a run folder, its tuned model."""
+    from amenable.models.pull import resolve_base
+
+    tuned = Path(model) / "models" / "tuned"
+    return resolve_base(str(tuned) if tuned.is_dir() else model)
+
+
+def _recipe_of(source: Path | str, max_new_tokens: int | None) -> Recipe:
+    """The recipe of the run that the model belongs to, or the defaults."""
+    from dataclasses import replace
+
+    from amenable.config.load import load_recipe
+    from amenable.config.recipe import Recipe
+
+    recipe = Recipe()
+    if isinstance(source, Path) and source.resolve().parent.name == "models":
+        path = source.resolve().parents[1] / "recipe.toml"
+        recipe = load_recipe(path) if path.exists() else recipe
+    if max_new_tokens is None:
+        return recipe
+    return replace(recipe, data=replace(recipe.data, max_completion_tokens=max_new_tokens))
+
+
+def _complete(
+    source: Path | str,
+    prompts: Sequence[Prompt],
+    recipe: Recipe,
+    sampling: dict[str, Any],
+    seed: int,
+) -> Iterator[dict[str, Any]]:
+    """Yields one row a prompt: id, input_text, completion, tokens, ended."""
+    from amenable.artifacts import Progress
+    from amenable.data.render import Renderer
+    from amenable.models.load import eos_ids, load_causal_lm, load_tokenizer, resolve_dtype
+    from amenable.rollout.transformers_engine import TransformersEngine
+    from amenable.rollout.types import Request, Sampling
+
+    options = Sampling(max_new_tokens=recipe.data.max_completion_tokens, **sampling)
+    tokenizer = load_tokenizer(source)
+    ends = eos_ids(source, tokenizer)
+    renderer = Renderer.from_recipe(recipe, tokenizer, ends)
+    dtype = resolve_dtype(recipe.model.dtype)
+    engine = TransformersEngine(
+        load_causal_lm(source, dtype),
+        eos_ids=ends,
+        pad_id=renderer.pad_id,
+        dtype=dtype,
+        batch_size=recipe.evaluate.batch_size,
+    )
+    requests = [
+        Request(prompt_ids=tuple(renderer.prompt_ids(prompt)), key=(seed, 0, prompt.id, 0))
+        for prompt in prompts
+    ]
+    with Progress().track(len(requests), "generate") as tracker:
+        rollouts = engine.generate(requests, options, lambda n: tracker.advance(n))
+    for prompt, rollout in zip(prompts, rollouts, strict=True):
+        yield {
+            "id": prompt.id,
+            "input_text": prompt.text,
+            "completion": renderer.completion_text(rollout.completion_ids),
+            "tokens": len(rollout.completion_ids),
+            "ended": rollout.ended,
+        }
+
+
+def _shown(row: dict[str, Any], *, alone: bool) -> str:
+    if alone:
+        return str(row["completion"])
+    prompt = " ".join(row["input_text"].split())
+    short = prompt if len(prompt) <= _SHOWN_PROMPT else f"{prompt[: _SHOWN_PROMPT - 1]}…"
+    return f"> {short}\n{row['completion']}\n"

@@ -1,0 +1,20 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Change a recipe key; may be repeated."),
+]
+Out = Annotated[Path | None, typer.Option("--out", metavar="DIR", help="The run folder.")]
+Seed = Annotated[int | None, typer.Option("--seed", help="Short for --set seed=N.")]
+MaxMinutes = Annotated[
+    float | None,
+    typer.Option("--max-minutes", metavar="N", help="End well inside N minutes, complete."),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]

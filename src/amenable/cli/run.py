@@ -1,0 +1,144 @@
+"""`amenable run` and `amenable demo`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from amenable.cli.options import AsJson, MaxMinutes, Out, Overrides, Seed
+
+RUN_EXAMPLE = "Example: amenable run recipe.toml --set policy.updates=50 --out runs/first"
+DEMO_EXAMPLE = "Example: amenable demo --out runs/demo --seed 1 --max-minutes 15"
+
+
+def demo(
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="The run folder.")] = Path(
+        "runs/demo"
+    ),
+    seed: Seed = None,
+    overrides: Overrides = None,
+    max_minutes: MaxMinutes = None,
+    as_json: AsJson = False,
+) -> None:
+    """Take a built-in model and task through every stage: minutes on a laptop, no account."""
+    from amenable.examples_folder import example
+
+    _run(
+        example("demo.toml"),
+        overrides,
+        out=out,
+        seed=seed,
+        max_minutes=max_minutes,
+        as_json=as_json,
+    )
+
+
+def run(
+    recipe: Annotated[
+        Path | None, typer.Argument(metavar="RECIPE", help="A TOML file.", show_default=False)
+    ] = None,
+    overrides: Overrides = None,
+    out: Out = None,
+    seed: Seed = None,
+    only: Annotated[str | None, typer.Option(metavar="STAGE", help="Run this stage alone.")] = None,
+    until: Annotated[
+        str | None, typer.Option(metavar="STAGE", help="Stop after this stage.")
+    ] = None,
+    max_minutes: MaxMinutes = None,
+    as_json: AsJson = False,
+    keys: Annotated[bool, typer.Option("--keys", help="List every recipe key and stop.")] = False,
+) -> None:
+    """Run a recipe; run again to go on from where it stopped.
+
+    The stages are data, sft, collect, reward, policy, evaluate and report. What is done and
+    unchanged is skipped. The run folder is runs/NAME unless --out says otherwise; data paths in
+    the recipe are meant from the current directory.
+    """
+    if keys:
+        _list_keys(as_json)
+        return
+    if recipe is None:
+        raise typer.BadParameter("which recipe? Try: amenable run examples/tiny.toml")
+    _run(
+        recipe,
+        overrides,
+        out=out,
+        seed=seed,
+        only=only,
+        until=until,
+        max_minutes=max_minutes,
+        as_json=as_json,
+    )
+
+
+def _run(
+    path: Path,
+    overrides: Sequence[str] | None,
+    *,
+    out: Path | None,
+    seed: int | None,
+    only: str | None = None,
+    until: str | None = None,
+    max_minutes: float | None = None,
+    as_json: bool = False,
+) -> None:
+    from amenable.config.load import load_recipe
+    from amenable.pipeline import local
+
+    settings = list(overrides or ())
+    settings += [] if seed is None else [f"seed={seed}"]
+    recipe = load_recipe(path, settings)
+    folder = out or Path("runs") / recipe.name
+    summary = local.run(recipe, folder, only=only, until=until, max_minutes=max_minutes)
+    if as_json:
+        _print_json(summary)
+        return
+    for line in result_lines(summary, folder):
+        typer.echo(line)
+
+
+def result_lines(summary: dict[str, Any], folder: Path) -> list[str]:
+    """The result of a run in a few lines: the comparisons, the reward model, where to read on."""
+    lines = []
+    reward = summary.get("reward")
+    if reward and reward.get("accuracy") is not None:
+        pairs = f"on {reward['pairs_eval']} held-out pairs"
+        accuracy = _share(reward["accuracy"], reward["accuracy_ci95"])
+        lines.append(f"reward model: accuracy {accuracy} {pairs}")
+    for row in summary.get("evaluate") or ():
+        wins = _share(row["win_rate"], row["win_rate_ci95"])
+        judged = f"on {row['prompts']} prompts, judged by {row['judge']}"
+        lines.append(f"{row['b']} against {row['a']}: wins {wins} {judged}")
+    if (folder / "report.html").exists():
+        lines.append(f"report: {folder / 'report.html'}")
+    return lines
+
+
+def _share(value: float | None, interval: Sequence[float] | None) -> str:
+    if value is None:
+        return "unknown"
+    if not interval:
+        return f"{value:.3f}"
+    low, high = interval
+    return f"{value:.3f} [{low:.3f}, {high:.3f}]"
+
+
+def _list_keys(as_json: bool) -> None:
+    from dataclasses import asdict
+
+    from amenable.config.load import recipe_keys
+
+    if as_json:
+        _print_json([asdict(key) for key in recipe_keys()])
+        return
+    for key in recipe_keys():
+        typer.echo(f"{key.key} = {key.default!r}  ({key.type_text})\n    {key.help}")
+
+
+def _print_json(value: object) -> None:
+    import json
+
+    typer.echo(json.dumps(value, indent=2, ensure_ascii=False))

@@ -1,0 +1,168 @@
+"""What a stage depends on, reduced to one number: its settings, inputs and code.
+
+Files are hashed by content. A file whose size, inode and times are those of the last look is
+not read again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
+from fnmatch import fnmatchcase
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import amenable
+from amenable.artifacts import read_json, write_json
+from amenable.config.checks import lookup
+from amenable.config.load import flatten
+from amenable.config.recipe import Recipe
+from amenable.errors import AmenableError
+from amenable.pipeline.stages import Stage, config_values
+
+Ingredients = dict[str, str]
+"""Everything that a stage depends on: what it is -> its value or hash."""
+
+_PACKAGE = Path(amenable.__file__).parent
+_NO_INFLUENCE = ("cli/", "web/", "pipeline/", "progress.py")
+_REPORT_ONLY = ("evaluate/report.py", "evaluate/templates/")
+_UNSETTLED_S = 0.1
+_NO_CONTENT = ("README.md", "amenable.json")
+
+
+class FileHashes:
+    """SHA-256 of files, remembered between runs."""
+
+    def __init__(self, path: Path):
+        """Reads what was remembered at `path`; a missing or broken memory is an empty one."""
+        self._path = path
+        self._known: dict[str, list[Any]] = {}
+        with suppress(AmenableError):
+            known = read_json(path)
+            self._known = known if isinstance(known, dict) else {}
+
+    def digest(self, path: Path) -> str:
+        """The file's SHA-256 in hex.
+
+        Raises:
+            OSError: it cannot be read.
+        """
+        status = path.stat()
+        identity = [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
+        key = str(path.resolve())
+        known = self._known.get(key)
+        if known is not None and known[:-1] == identity:
+            return str(known[-1])
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        if time.time() - status.st_ctime > _UNSETTLED_S:  # else it may change within one clock tick
+            self._known[key] = [*identity, digest]
+        return digest
+
+    def tree(self, path: Path, label: str) -> Ingredients:
+        """Digests of a file, or of every file below a folder, under names that start with `label`.
+
+        Model cards and the cache's own markers are left out: they change no result.
+        """
+        if path.is_file():
+            return {label: self.digest(path)}
+        return {
+            f"{label}/{file.relative_to(path).as_posix()}": self.digest(file)
+            for file in sorted(path.rglob("*"))
+            if file.is_file() and file.name not in _NO_CONTENT
+        }
+
+    def save(self) -> None:
+        """Remembers for the next run."""
+        write_json(self._path, self._known)
+
+
+def fingerprint(ingredients: Ingredients) -> str:
+    """One SHA-256 over all ingredients."""
+    return hashlib.sha256(json.dumps(ingredients, sort_keys=True).encode()).hexdigest()
+
+
+def differences(old: Mapping[str, str], new: Mapping[str, str]) -> list[str]:
+    """The ingredients that differ, by name, in the order of `new`."""
+    names = [*new, *(name for name in old if name not in new)]
+    return [name for name in names if old.get(name) != new.get(name)]
+
+
+def stage_ingredients(
+    stage: Stage,
+    recipe: Recipe,
+    base: Path | str,
+    artifacts: Mapping[str, str],
+    hashes: FileHashes,
+) -> Ingredients:
+    """Everything that `stage` depends on.
+
+    Args:
+        stage: a row of the table.
+        recipe: the resolved recipe.
+        base: the base model's folder, or its hub id.
+        artifacts: path in the run folder -> hash, of the stages that it needs.
+        hashes: hashes files outside the run folder.
+    """
+    values = config_values(stage, flatten(recipe))
+    found = {key: json.dumps(value) for key, value in values.items()}
+    for label, source in _sources(stage, recipe, base):
+        found |= hashes.tree(source, label) if isinstance(source, Path) else {label: source}
+    found |= dict(matching(artifacts, stage.reads))
+    if stage.name == "data" and recipe.data.task == "docstrings":
+        from amenable.data.docstrings import harvest_fingerprint
+
+        found["installed packages"] = json.dumps(harvest_fingerprint(), sort_keys=True)
+    found["amenable"] = code_hash(with_report=stage.name == "report")
+    return found
+
+
+def matching(artifacts: Mapping[str, str], patterns: Iterable[str]) -> Iterator[tuple[str, str]]:
+    """The artifacts that match a pattern; a `*` spans folders."""
+    wanted = tuple(patterns)
+    for path, digest in artifacts.items():
+        if any(fnmatchcase(path, pattern) for pattern in wanted):
+            yield path, digest
+
+
+@cache
+def code_hash(*, with_report: bool) -> str:
+    """A hash of the package's source, without what cannot change a result."""
+    left_out = _NO_INFLUENCE if with_report else _NO_INFLUENCE + _REPORT_ONLY
+    total = hashlib.sha256(amenable.__version__.encode())
+    for path in sorted(_PACKAGE.rglob("*")):
+        name = path.relative_to(_PACKAGE).as_posix()
+        source = path.suffix == ".py" or "templates/" in name
+        if source and path.is_file() and not name.startswith(left_out):
+            total.update(name.encode() + b"\0" + path.read_bytes() + b"\0")
+    return total.hexdigest()
+
+
+def _sources(stage: Stage, recipe: Recipe, base: Path | str) -> Iterator[tuple[str, Path | str]]:
+    for key in stage.sources:
+        if key == "model.base":
+            yield "base model", base
+        elif key == "policy.reward":
+            yield key, ready_reward(recipe.policy.reward)
+        else:
+            for number, name in enumerate(lookup(recipe, key)):
+                yield f"{key}[{number}] content", Path(name).expanduser()
+
+
+def ready_reward(reward: str) -> Path | str:
+    """A reward-model folder, the source file of `module:function`, or the hub id as it stands."""
+    folder = Path(reward).expanduser()
+    if reward and folder.is_dir():
+        return folder
+    module, colon, _ = reward.partition(":")
+    if colon:
+        with suppress(ImportError, ValueError):
+            spec = importlib.util.find_spec(module)
+            if spec is not None and spec.origin and Path(spec.origin).is_file():
+                return Path(spec.origin)
+    return reward

@@ -1,0 +1,140 @@
+"""The whole of Amenable on a random two-layer Llama: every stage, skipping, and a kill."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("torch")
+
+from amenable.artifacts import read_json, read_jsonl
+from amenable.pipeline.summary import COMPARISON, SECTIONS
+
+ROOT = Path(__file__).parents[2]
+STAGES = ["data", "sft", "collect", "reward", "policy", "evaluate", "report"]
+LIMIT_S = 60
+SKIP_LIMIT_S = 5
+
+
+def command(out: Path, *words: str) -> list[str]:
+    recipe = ["run", "examples/tiny.toml", "--out", str(out)]
+    return [sys.executable, "-m", "amenable", *recipe, *words]
+
+
+def environment() -> dict[str, str]:
+    path = f"{ROOT / 'src'}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
+    return {**os.environ, "PYTHONPATH": path}
+
+
+def run(out: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run(
+        command(out, *words),
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env=environment(),
+        timeout=5 * LIMIT_S,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run."""
+    out = tmp_path_factory.mktemp("runs") / "tiny"
+    run(out)
+    return out
+
+
+def test_every_stage_is_done_in_time(whole: Path) -> None:
+    summary = read_json(whole / "summary.json")
+    assert {name: row["status"] for name, row in summary["stages"].items()} == dict.fromkeys(
+        STAGES, "done"
+    )
+    assert summary["wall_s"] < LIMIT_S
+    assert summary["peak_rss_gb"] < 6
+
+
+def test_summary_has_every_figure(whole: Path) -> None:
+    summary = read_json(whole / "summary.json")
+    for section, keys in SECTIONS.items():
+        missing = [key for key in keys if summary[section].get(key) is None]
+        assert missing == [], f"{section}: {missing}"
+    rows = summary["evaluate"]
+    assert {(row["a"], row["b"]) for row in rows} >= {("base", "tuned"), ("sft", "tuned")}
+    assert {row["judge"] for row in rows} == {"annotator", "reward_model"}
+    assert all(set(COMPARISON) <= set(row) for row in rows)
+    assert all(row["wins"] + row["ties"] + row["losses"] == row["prompts"] for row in rows)
+
+
+def test_folder_holds_every_artifact(whole: Path) -> None:
+    files = ["recipe.toml", "manifest.json", "report.html", "data/preferences.train.jsonl"]
+    files += [f"models/{name}/model.safetensors" for name in ("sft", "reward", "tuned")]
+    files += [f"models/{name}/adapter/adapter_config.json" for name in ("sft", "reward", "tuned")]
+    files += [f"stages/{name}/metrics.jsonl" for name in ("sft", "reward", "policy")]
+    files += ["stages/policy/samples.jsonl", "stages/evaluate/completions.jsonl"]
+    assert [name for name in files if not (whole / name).exists()] == []
+    assert not list(whole.rglob("*.partial"))
+    assert list((whole / "stages" / "policy" / "tensorboard").iterdir())
+
+
+def test_policy_starts_at_the_reference(whole: Path) -> None:
+    first = next(iter(read_jsonl(whole / "stages" / "policy" / "metrics.jsonl")))
+    assert abs(first["policy/kl_loss"]) < 1e-6
+    assert first["step"] == 0
+
+
+def test_second_run_skips_every_stage_at_once(whole: Path) -> None:
+    before = (whole / "summary.json").read_bytes()
+    start = time.monotonic()
+    done = run(whole)
+    assert time.monotonic() - start < SKIP_LIMIT_S
+    assert done.stderr.count("unchanged, skipped") == len(STAGES)
+    assert (whole / "summary.json").read_bytes() == before
+
+
+def started(out: Path) -> bool:
+    """True when the policy stage has written its first figures."""
+    metrics = out / "stages" / "policy" / "metrics.jsonl"
+    return metrics.exists() and metrics.stat().st_size > 0
+
+
+def timeless(path: Path) -> list[dict[str, Any]]:
+    return [{key: row[key] for key in row if key != "wall_s"} for row in read_jsonl(path)]
+
+
+def test_run_killed_in_the_policy_stage_goes_on(whole: Path, tmp_path: Path) -> None:
+    out = tmp_path / "killed"
+    process = subprocess.Popen(command(out), cwd=ROOT, env=environment(), stderr=subprocess.DEVNULL)
+    end = time.monotonic() + 5 * LIMIT_S
+    while not started(out) and process.poll() is None and time.monotonic() < end:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    done = run(out, "--json")
+    assert done.stderr.count("unchanged, skipped") >= 4
+    assert {row["status"] for row in json.loads(done.stdout)["stages"].values()} == {"done"}
+    metrics = "stages/policy/metrics.jsonl"
+    assert timeless(out / metrics) == timeless(whole / metrics)
+
+
+def test_tuned_model_completes_prompts(whole: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "amenable", "generate", str(whole), "A heron.", "--json"],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env=environment(),
+        check=True,
+    )
+    assert json.loads(done.stdout)["tokens"] <= 16
