@@ -87,6 +87,7 @@ RANGES: dict[str, Range] = {
     "policy.ppo.clip_range": Range(0, 1, above=True),
     "policy.ppo.value_clip_range": POSITIVE,
     "policy.ppo.critic_learning_rate": POSITIVE,
+    "policy.ppo.critic_epochs": ANY,
     "policy.ppo.gamma": Range(0, 1, above=True),
     "policy.ppo.gae_lambda": SHARE,
     "policy.ppo.missing_eos_penalty": ANY,

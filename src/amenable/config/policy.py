@@ -46,6 +46,10 @@ class PPOConfig:
     critic_learning_rate: float = 3e-4
     """Rate of the critic's adapter and head."""
 
+    critic_epochs: int = 0
+    """Passes of the critic over each roll-out batch; 0: as many as the policy makes. With
+    `critic = "head"` a pass costs almost nothing."""
+
     gamma: float = 1.0
     """Discount a token."""
 

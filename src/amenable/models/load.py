@@ -221,7 +221,8 @@ def load_reward_trunk(
     _check_filled(folder, report)
     cast(torch.nn.Module, model.score).requires_grad_(False)
     torch.nn.Module.to(model, device)
-    return model.eval()
+    model.eval()
+    return model
 
 
 def _check_filled(source: Source, report: dict[str, Any]) -> None:

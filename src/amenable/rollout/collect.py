@@ -68,7 +68,7 @@ def _interleaved(splits: Sequence[Sequence[Prompt]]) -> list[Prompt]:
 
 
 def sample_pairs(ctx: StageContext, prompts: Sequence[Prompt]) -> dict[str, tuple[str, str]]:
-    """Two completions of each prompt by the SFT model (the base, where there is none), by prompt id.
+    """Two completions of each prompt, by its id; from the SFT model, or the base without one.
 
     When the stage's time is up, the prompts that are left go without.
     """

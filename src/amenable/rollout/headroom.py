@@ -20,6 +20,8 @@ def report_headroom(
 ) -> dict[str, Any]:
     """Write `stages/policy/headroom.json` and say it: greedy, sampled and best-of-n mean scores.
 
+    Samples are drawn at the temperature of the policy's roll-outs.
+
     Args:
         ctx: the policy stage.
         engine: on the model that the policy starts from.
@@ -45,11 +47,13 @@ def report_headroom(
             for i, prompt in enumerate(prompts)
         ]
 
-    greedy, sampled = scores(1, 0.0), scores(config.best_of, 1.0)
+    temperature = ctx.recipe.policy.temperature
+    greedy, sampled = scores(1, 0.0), scores(config.best_of, temperature)
     count = len(prompts)
     found = {
         "prompts": count,
         "best_of": config.best_of,
+        "temperature": temperature,
         "sft_greedy": sum(row[0] for row in greedy) / count,
         "sft_sampled": sum(map(sum, sampled)) / (count * config.best_of),
         "best_of_n": sum(map(max, sampled)) / count,

@@ -126,12 +126,12 @@ def open_roles(ctx: StageContext) -> PolicyRoles:
     reference = foundation.role("reference", start, train=False)
     data, source = ctx.recipe.data, ctx.recipe.policy.reward
     if source:
-        reward = ready_reward(
+        ready = ready_reward(
             source,
             max_prompt_tokens=data.max_prompt_tokens,
             max_completion_tokens=data.max_completion_tokens,
         )
-        return PolicyRoles(foundation, policy, reference, reward, None)
+        return PolicyRoles(foundation, policy, reference, ready, None)
     folder = ctx.folder.models / "reward"
     if not folder.is_dir():
         raise StageError(
@@ -140,7 +140,8 @@ def open_roles(ctx: StageContext) -> PolicyRoles:
         )
     head, offset = load_reward_head(folder)
     reward_role = foundation.role("reward", folder, head=head, train=False)
-    return PolicyRoles(foundation, policy, reference, RoleReward(reward_role, offset), reward_role, offset)
+    reward = RoleReward(reward_role, offset)
+    return PolicyRoles(foundation, policy, reference, reward, reward_role, offset)
 
 
 def run_on_policy(
@@ -197,19 +198,23 @@ class _OnPolicyLoop:
             report_headroom(ctx, self._engine, self._roles.foundation.renderer, self._gold)
         with ctx.progress.track(config.updates, "policy") as bar:
             bar.advance(first)
-            for update in range(first, config.updates):
+            for update in range(first, first if self._too_far() else config.updates):
                 metrics = self._update(update)
                 self._history.append(metrics)
                 bar.advance(1, reward=metrics["reward"], kl=metrics["kl_loss"])
                 done = update + 1
-                too_far = 0 < config.stop_at_kl < metrics["kl_loss"]
-                last = done == config.updates or too_far or ctx.deadline.exceeded()
+                last = done == config.updates or self._too_far() or ctx.deadline.exceeded()
                 if last or done % config.checkpoint_every == 0:
                     self._save(done)
                 ctx.refresh_report()
                 if last:
-                    self._say_why_it_ended(done, too_far)
+                    self._say_why_it_ended(done)
                     break
+
+    def _too_far(self) -> bool:
+        """Whether the last update's sequence KL is above the recipe's limit."""
+        limit = self._ctx.recipe.policy.stop_at_kl
+        return bool(self._history) and 0 < limit < self._history[-1]["kl_loss"]
 
     def summary(self) -> dict[str, Any]:
         """The `policy` section of `summary.json`: means over first and last fifth of updates."""
@@ -352,9 +357,9 @@ class _OnPolicyLoop:
         self._ctx.progress.say(f"policy: resumed after update {done}")
         return done
 
-    def _say_why_it_ended(self, done: int, too_far: bool) -> None:
+    def _say_why_it_ended(self, done: int) -> None:
         config = self._ctx.recipe.policy
-        if too_far:
+        if self._too_far():
             self._ctx.progress.say(
                 f"policy: stopped after update {done}: sequence KL is above "
                 f"policy.stop_at_kl = {config.stop_at_kl}"

@@ -9,6 +9,7 @@ Shapes: N completions and C tokens of a micro-batch.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -69,15 +70,18 @@ class RoleCritic:
 
 @dataclass
 class HeadCritic:
-    """A critic that is one scalar head on the frozen reward model's states."""
+    """A critic that is one scalar head on the frozen reward model's states.
+
+    It starts at zero: the reward model's own head was trained on last tokens alone, and what it
+    says of earlier ones is no estimate of the score to come.
+    """
 
     role: Role
-    offset: float
 
     def values(self, micro: MicroBatch) -> Tensor:
         """No forward pass: the states were read together with the scores."""
         assert micro.states is not None
-        return scatter(self.role.scalar_head(micro.states.before) - self.offset, micro.batch.mask)
+        return scatter(self.role.scalar_head(micro.states.before), micro.batch.mask)
 
 
 def make_critic(ctx: StageContext, roles: PolicyRoles) -> Critic:
@@ -93,9 +97,9 @@ def make_critic(ctx: StageContext, roles: PolicyRoles) -> Critic:
                 'policy.ppo.critic = "head" reads the states of the run\'s own reward model, but '
                 'policy.reward names another reward; set policy.ppo.critic = "adapter"'
             )
-        head = ScalarHead.from_weight(reward.scalar_head.weight.detach())
+        head = ScalarHead.from_weight(torch.zeros_like(reward.scalar_head.weight))
         role = _HeadOnly(reward.model, reward.adapter, head.to(reward.device), reward.dtype)
-        return HeadCritic(role, roles.reward_offset)
+        return HeadCritic(role)
     if reward is not None:
         folder = ctx.folder.models / "reward"
         head = ScalarHead.from_weight(reward.scalar_head.weight.detach())
@@ -181,6 +185,7 @@ class PPOLearner:
         return _whitened(lessons) if ppo.whiten_advantages else lessons
 
     def _passes(self, lessons: list[list[_Lesson]], update: int) -> Metrics:
+        """Steps of policy and critic over the minibatches, in an order drawn for each pass."""
         totals = _Totals()
         rate = learning_rate(
             update,
@@ -188,35 +193,43 @@ class PPOLearner:
             self._config.learning_rate,
             final_fraction=self._config.final_learning_rate_fraction,
         )
-        steps = 0
+        for row in lessons:
+            totals.add_explained(row)
+        passes = self._policy_passes(lessons, update, rate, totals)
+        critic_rate = rate / self._config.learning_rate * self._ppo.critic_learning_rate
+        for epoch in range(self._ppo.critic_epochs or passes):
+            for index in seeded_epochs(len(lessons), 1, self._seed + 1000 * update + epoch):
+                self._critic_step(lessons[index], critic_rate, totals)
+        return totals.metrics() | {"learning_rate": rate, "passes": float(passes)}
+
+    def _policy_passes(
+        self, lessons: list[list[_Lesson]], update: int, rate: float, totals: _Totals
+    ) -> int:
+        """The policy's steps; returns how many passes were made."""
         for epoch in range(self._ppo.epochs):
-            order = seeded_epochs(len(lessons), 1, self._seed + 1000 * update + epoch)
-            for index in order:
+            for index in seeded_epochs(len(lessons), 1, self._seed + 1000 * update + epoch):
                 totals.start_minibatch()
-                self._minibatch(lessons[index], totals, rate, first=steps == 0)
-                steps += 1
+                self._policy_step(lessons[index], rate, totals)
             if totals.approx_kl_of_minibatch() > self._ppo.max_approx_kl:
                 break
-        return totals.metrics() | {"learning_rate": rate, "passes": float(epoch + 1)}
+        return epoch + 1
 
-    def _minibatch(
-        self, lessons: list[_Lesson], totals: _Totals, rate: float, *, first: bool
-    ) -> None:
-        """One step of policy and critic."""
-        tokens = sum(int(lesson.micro.batch.mask.sum()) for lesson in lessons)
+    def _policy_step(self, lessons: list[_Lesson], rate: float, totals: _Totals) -> None:
+        tokens = _tokens(lessons)
         for lesson in lessons:
             logprobs = self._policy_gradient(lesson, tokens, totals)
-            if first:
+            if not totals.policy_norms:
                 _check_ratio(logprobs, lesson.micro)
-            values = self._critic.values(lesson.micro)
+        totals.policy_norms.append(self._policy_optimizer.step(rate))
+
+    def _critic_step(self, lessons: list[_Lesson], rate: float, totals: _Totals) -> None:
+        tokens = _tokens(lessons)
+        for lesson in lessons:
+            mask, values = lesson.micro.batch.mask, self._critic.values(lesson.micro)
             losses = value_loss(values, lesson.values, lesson.returns, self._ppo.value_clip_range)
-            totals.add("value_loss", losses.detach(), lesson.micro.batch.mask)
-            add_gradient(losses, lesson.micro.batch.mask, tokens)
-        critic_rate = rate / self._config.learning_rate * self._ppo.critic_learning_rate
-        totals.norms.append(
-            (self._policy_optimizer.step(rate), self._critic_optimizer.step(critic_rate))
-        )
-        totals.add_explained(lessons)
+            totals.add("value_loss", losses.detach(), mask)
+            add_gradient(losses, mask, tokens)
+        totals.critic_norms.append(self._critic_optimizer.step(rate))
 
     def _policy_gradient(self, lesson: _Lesson, tokens: int, totals: _Totals) -> Tensor:
         micro, mask, clip = lesson.micro, lesson.micro.batch.mask, self._ppo.clip_range
@@ -247,6 +260,11 @@ class PPOLearner:
         self._policy_optimizer.load_state(tensors["policy_optimizer"])
         self._critic_optimizer.load_state(tensors["critic_optimizer"])
         self._kl_coef = float(numbers["kl_coef"])
+
+
+def _tokens(lessons: Sequence[_Lesson]) -> int:
+    """Real tokens of a minibatch: the denominator of its losses."""
+    return sum(int(lesson.micro.batch.mask.sum()) for lesson in lessons)
 
 
 def _whitened(lessons: list[list[_Lesson]]) -> list[list[_Lesson]]:
@@ -291,7 +309,8 @@ class _Totals:
         self._sums: dict[str, float] = {}
         self._tokens: dict[str, int] = {}
         self._mark = (0.0, 0)
-        self.norms: list[tuple[float, float]] = []
+        self.policy_norms: list[float] = []
+        self.critic_norms: list[float] = []
         self._explained: list[float] = []
         self.ratio_max = 0.0
 
@@ -322,7 +341,7 @@ class _Totals:
         means = {name: self._sums[name] / self._tokens[name] for name in self._sums}
         return means | {
             "ratio_max": self.ratio_max,
-            "grad_norm": sum(policy for policy, _ in self.norms) / len(self.norms),
-            "critic_grad_norm": sum(critic for _, critic in self.norms) / len(self.norms),
+            "grad_norm": sum(self.policy_norms) / len(self.policy_norms),
+            "critic_grad_norm": sum(self.critic_norms) / len(self.critic_norms),
             "explained_variance": sum(self._explained) / len(self._explained),
         }
