@@ -22,6 +22,7 @@ from amenable.errors import RecipeError
 
 EXAMPLES = Path(__file__).parents[3] / "examples"
 VALID = ("data.task=docstrings", "collect.annotator=simulated")
+READY = ("data.task=docstrings", "policy.reward=m:f")  # valid with and without preference files
 
 
 def refused(*overrides: str) -> str:
@@ -66,11 +67,11 @@ def test_file_then_overrides(tmp_path: Path) -> None:
     ],
 )
 def test_override_values(override: str, key: str, value: object) -> None:
-    assert lookup(load_recipe(None, [*VALID, override]), key) == value
+    assert lookup(load_recipe(None, [*READY, override]), key) == value
 
 
 def test_defaults_written_out_load_to_the_same_recipe(tmp_path: Path) -> None:
-    recipe = load_recipe(None, [*VALID, "data.preferences=['ä\"b\\\\c']", "policy.kl.coef=1e-7"])
+    recipe = load_recipe(None, [*READY, "data.preferences=['ä\"b\\\\c']", "policy.kl.coef=1e-7"])
     text = to_toml(recipe)
     assert load_recipe(write(tmp_path, text)) == recipe
     for key in recipe_keys():
@@ -92,7 +93,7 @@ def test_any_recipe_survives_toml(
     seed: int,
     files: list[str],
 ) -> None:
-    recipe = load_recipe(None, VALID)
+    recipe = load_recipe(None, READY)
     recipe = replace(
         recipe,
         name=name,
@@ -183,7 +184,8 @@ def test_ends_of_a_range() -> None:
         (["data.prompts=a.jsonl"], "data.prompts: would be ignored"),
         (["collect.annotator=none"], "data.preferences: is empty"),
         (["reward.enabled=false"], "reward.enabled: is false, and policy.reward names no"),
-        (["policy.ppo.minibatches=7"], "7 does not divide the 64 episodes"),
+        (["policy.ppo.minibatches=7"], "7 does not divide the 16 prompts"),
+        (["data.preferences=a.jsonl"], 'collect.annotator: "simulated" would collect nothing'),
         (["evaluate.best_of=1"], "set 0 to leave it out"),
         (["name=a/b"], "cannot name a folder"),
         (["name="], "cannot name a folder"),

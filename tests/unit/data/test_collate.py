@@ -66,7 +66,7 @@ def test_group_without_prompt_is_refused() -> None:
 
 
 def test_micro_batches_by_hand() -> None:
-    """Longest first: 9 alone (10 > 9 + 9 ... 18), 4 4 together with room for 2 rows of 4, then 1."""
+    """Longest first: 9 alone; two rows of 4 make 8, a third would make 12; so 1 is alone."""
     assert micro_batches([4, 9, 1, 4], max_tokens=10) == [[1], [0, 3], [2]]
     assert micro_batches([30, 2], max_tokens=10) == [[0], [1]], "too long: a batch of its own"
     assert micro_batches([], max_tokens=10) == []

@@ -80,7 +80,19 @@ def test_a_group_equals_rows_of_one_completion(family: str) -> None:
     assert_close(grouped, alone)
 
 
-@pytest.mark.parametrize("family", ["Llama", "GPT2", "Gemma"])
+def test_logits_bend_below_gemma_2s_cap() -> None:
+    """A cap of 0.5, where most logits of this model lie far above it."""
+    model = build("Gemma2", final_logit_softcapping=0.5)
+    prompt, ids = GROUPS[0].prompt_ids, GROUPS[0].completions[1]
+    with torch.no_grad():
+        ours = completion_logprobs(model, collate(GROUPS, PAD)).logprobs[1]
+        wide, _ = plain_forward(model, prompt, ids)
+    spread = wide.amax(-1) - wide.amin(-1)
+    assert spread.max() <= 1.0 + 1e-4, "logits lie within ±0.5"
+    assert_close(ours, torch.stack([wide[i, token] for i, token in enumerate(ids)]))
+
+
+@pytest.mark.parametrize("family", ["Llama", "GPT2", "Gemma", "Gemma2"])
 def test_gradients_of_a_group_equal_those_of_plain_forwards(family: str) -> None:
     ours, plain = build(family), build(family)
     batch = collate(GROUPS, PAD)

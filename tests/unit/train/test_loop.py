@@ -1,0 +1,282 @@
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from amenable.artifacts import StageContext, read_jsonl
+from amenable.errors import NumericsError
+from amenable.train import loop
+from amenable.train.loop import (
+    Optimizer,
+    add_gradient,
+    learning_rate,
+    load_checkpoint,
+    save_checkpoint,
+    train_supervised,
+)
+
+MakeContext = Callable[..., StageContext]
+
+
+def test_learning_rate_by_hand() -> None:
+    """Ten steps, two of them warm-up: 1/3 and 2/3 of the peak, then 8/8, 7/8, ... 1/8."""
+    rates = [learning_rate(step, 10, 2.4, warmup_fraction=0.2) for step in range(10)]
+    assert rates == pytest.approx([0.8, 1.6, 2.4, 2.1, 1.8, 1.5, 1.2, 0.9, 0.6, 0.3])
+
+
+def test_learning_rate_falls_to_a_fraction() -> None:
+    """With 0.1 left: 0.1 + 0.9 times 4/4, 3/4, 2/4, 1/4."""
+    rates = [learning_rate(step, 4, 1.0, final_fraction=0.1) for step in range(4)]
+    assert rates == pytest.approx([1.0, 0.775, 0.55, 0.325])
+    assert learning_rate(4, 4, 1.0, final_fraction=0.1) == pytest.approx(0.1)
+
+
+def parameters(*values: float) -> list[nn.Parameter]:
+    return [nn.Parameter(torch.tensor([value])) for value in values]
+
+
+def give_gradients(weights: Sequence[nn.Parameter], *values: float) -> None:
+    for weight, value in zip(weights, values, strict=True):
+        weight.grad = torch.tensor([value])
+
+
+def test_first_step_of_adam_by_hand() -> None:
+    """Bias-corrected moments of one step are g and g^2: each weight moves by rate · sign(g)."""
+    weights = parameters(1.0, 2.0, 3.0)
+    optimizer = Optimizer(weights, max_grad_norm=100.0)
+    give_gradients(weights, 3.0, -4.0, 12.0)
+    assert optimizer.step(0.1) == pytest.approx(13.0)
+    assert [weight.item() for weight in weights] == pytest.approx([0.9, 2.1, 2.9])
+    assert [weight.grad for weight in weights] == [None] * 3
+
+
+def test_clipping_scales_the_gradient_and_reports_its_norm_before() -> None:
+    """Norm 5 is scaled down to 1; Adam's first moment then holds a tenth of (0.6, 0.8)."""
+    weights = parameters(0.0, 0.0)
+    optimizer = Optimizer(weights, max_grad_norm=1.0)
+    give_gradients(weights, 3.0, 4.0)
+    assert optimizer.step(0.1) == pytest.approx(5.0)
+    state = optimizer.state()
+    moments = [state[f"{i}.exp_avg"].item() for i in (0, 1)]
+    assert moments == pytest.approx([0.06, 0.08], abs=1e-6)
+
+
+def test_weight_decay_is_decoupled() -> None:
+    """Weight 2 with rate 0.1 and decay 0.5 shrinks by 0.1 · 0.5 · 2 = 0.1; Adam adds -0.1."""
+    weights = parameters(2.0)
+    optimizer = Optimizer(weights, weight_decay=0.5)
+    give_gradients(weights, 0.3)
+    optimizer.step(0.1)
+    assert weights[0].item() == pytest.approx(1.8)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_gradients_that_are_not_finite_leave_the_weights(bad: float) -> None:
+    weights = parameters(1.0, 2.0)
+    optimizer = Optimizer(weights)
+    give_gradients(weights, 0.5, bad)
+    with pytest.raises(NumericsError, match=r"loss is not finite\. Lower the learning rate"):
+        optimizer.step(0.1)
+    assert [weight.item() for weight in weights] == [1.0, 2.0]
+    assert [weight.grad for weight in weights] == [None, None]
+    give_gradients(weights, 1.0, 1.0)
+    optimizer.step(0.1)
+    assert [weight.item() for weight in weights] == pytest.approx([0.9, 1.9])
+
+
+def test_optimizer_goes_on_from_its_state_bit_for_bit(tmp_path: Path) -> None:
+    def steps(optimizer: Optimizer, weights: list[nn.Parameter], numbers: range) -> None:
+        for number in numbers:
+            give_gradients(weights, math.sin(number), math.cos(number))
+            optimizer.step(0.01 * (number + 1))
+
+    whole = parameters(1.0, 2.0)
+    steps(Optimizer(whole, eps=1e-5), whole, range(6))
+    first = parameters(1.0, 2.0)
+    optimizer = Optimizer(first, eps=1e-5)
+    steps(optimizer, first, range(3))
+    save_checkpoint(tmp_path / "c", {"optimizer": optimizer.state()}, {})
+    saved = load_checkpoint(tmp_path / "c")
+    assert saved is not None
+    second = parameters(*(weight.item() for weight in first))
+    resumed = Optimizer(second, eps=1e-5)
+    resumed.load_state(saved[0]["optimizer"])
+    steps(resumed, second, range(3, 6))
+    assert [weight.item() for weight in second] == [weight.item() for weight in whole]
+
+
+def test_add_gradient_divides_by_the_whole_batch() -> None:
+    """Real entries 1 and 3 of squared weights, batch of 8: sum 10 / 8, gradients 2 w / 8."""
+    weights = nn.Parameter(torch.tensor([[1.0, 2.0, 3.0]]))
+    mask = torch.tensor([[True, False, True]])
+    assert add_gradient(weights.square(), mask, 8) == pytest.approx(10 / 8)
+    assert weights.grad is not None
+    assert weights.grad.tolist() == [[0.25, 0.0, 0.75]]
+    assert add_gradient(weights.square(), None, 7) == pytest.approx(2.0)
+
+
+def test_checkpoint_comes_back_as_it_was(tmp_path: Path) -> None:
+    tensors = {
+        "policy": {"a.b": torch.randn(3, 2), "half": torch.ones(2, dtype=torch.bfloat16)},
+        "transposed": {"t": torch.arange(6.0).view(2, 3).T},
+        "empty": {},
+    }
+    numbers = {"updates": 3, "kl_coef": 0.1, "history": [{"reward": 1.5}]}
+    save_checkpoint(tmp_path / "last", tensors, numbers)
+    found = load_checkpoint(tmp_path / "last")
+    assert found is not None
+    assert {key: found[1][key] for key in numbers} == numbers
+    for name, group in tensors.items():
+        assert found[0][name].keys() == group.keys()
+        for key, tensor in group.items():
+            assert torch.equal(found[0][name][key], tensor)
+            assert found[0][name][key].dtype is tensor.dtype
+
+
+def test_no_checkpoint_is_none(tmp_path: Path) -> None:
+    assert load_checkpoint(tmp_path) is None
+
+
+def test_a_failed_save_leaves_the_checkpoint_before_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_checkpoint(tmp_path / "last", {"a": {"x": torch.ones(1)}}, {"step": 1})
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("killed")
+
+    monkeypatch.setattr(loop, "write_json", fail)
+    with pytest.raises(RuntimeError, match="killed"):
+        save_checkpoint(tmp_path / "last", {"a": {"x": torch.zeros(1)}}, {"step": 2})
+    found = load_checkpoint(tmp_path / "last")
+    assert found is not None
+    assert (found[0]["a"]["x"].item(), found[1]["step"]) == (1.0, 1)
+    assert [path.name for path in tmp_path.iterdir()] == ["last"]
+
+
+# --- the supervised loop -----------------------------------------------------------------------
+
+
+class PointRole:
+    """A role of one weight, pulled to each row's target."""
+
+    def __init__(self) -> None:
+        self.weight = nn.Parameter(torch.zeros(1))
+
+    def trainable_parameters(self) -> list[nn.Parameter]:
+        return [self.weight]
+
+    def state(self) -> dict[str, Tensor]:
+        return {"weight": self.weight.detach().clone()}
+
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        self.weight.data.copy_(state["weight"])
+
+
+@dataclasses.dataclass
+class Toy:
+    """A supervised stage whose evaluations are scripted."""
+
+    ctx: StageContext
+    role: PointRole = dataclasses.field(default_factory=PointRole)
+    seen: list[int] = dataclasses.field(default_factory=list)
+    scripted: Iterator[float] | None = None
+    at_evaluation: list[float] = dataclasses.field(default_factory=list)
+
+    def gradient(self, rows: Sequence[int]) -> dict[str, float]:
+        self.seen += rows
+        targets = torch.tensor([0.1 * row - 3.0 for row in rows])
+        return {"loss": add_gradient((self.role.weight - targets).square(), None, len(rows))}
+
+    def evaluate(self) -> dict[str, float]:
+        self.at_evaluation.append(self.role.weight.item())
+        loss = next(self.scripted) if self.scripted else abs(self.role.weight.item() + 2.0)
+        return {"eval_loss": loss}
+
+    def run(self) -> loop.SupervisedResult:
+        role: Any = self.role
+        return train_supervised(
+            self.ctx,
+            self.ctx.recipe.sft,
+            role,
+            rows=10,
+            gradient=self.gradient,
+            evaluate=self.evaluate,
+            loss_name="loss",
+        )
+
+
+def toy(make_context: MakeContext, root: Path, stop_after: int | None = None, **sft: Any) -> Toy:
+    settings = {"batch_size": 2, "epochs": 2.0, "evaluations": 5, "learning_rate": 0.1, **sft}
+    changes = {f"sft__{key}": value for key, value in settings.items()}
+    return Toy(make_context("sft", root=root, stop_after=stop_after, **changes))
+
+
+def test_every_row_is_seen_once_a_pass(make_context: MakeContext, tmp_path: Path) -> None:
+    found = toy(make_context, tmp_path)
+    result = found.run()
+    assert result.steps == 10
+    assert sorted(found.seen[:10]) == sorted(found.seen[10:]) == list(range(10))
+    assert found.seen[:10] != found.seen[10:]
+    rows = [row for row in read_jsonl(found.ctx.log.metrics_path) if "sft/loss" in row]
+    assert [row["step"] for row in rows] == list(range(1, 11))
+    losses = [row["sft/loss"] for row in rows]
+    assert (result.loss_first, result.loss_last) == (losses[0], losses[-1])
+    assert len(found.at_evaluation) == 5
+
+
+def test_max_steps_ends_early(make_context: MakeContext, tmp_path: Path) -> None:
+    found = toy(make_context, tmp_path, max_steps=3, evaluations=1)
+    assert found.run().steps == 3
+    assert len(found.seen) == 6
+    assert len(found.at_evaluation) == 1
+
+
+def test_the_best_evaluation_is_kept(make_context: MakeContext, tmp_path: Path) -> None:
+    found = toy(make_context, tmp_path)
+    found.scripted = iter([5.0, 2.0, 1.0, 3.0, 4.0])
+    found.run()
+    assert len(set(found.at_evaluation)) == 5
+    assert found.role.weight.item() == found.at_evaluation[2]
+
+
+@pytest.mark.parametrize("stop", [1, 4, 7])
+def test_a_resumed_run_equals_an_uninterrupted_one(
+    make_context: MakeContext, tmp_path: Path, stop: int
+) -> None:
+    whole = toy(make_context, tmp_path / "whole", evaluations=10)
+    expected = whole.run()
+    part = toy(make_context, tmp_path / "part", stop_after=stop, evaluations=10)
+    assert part.run().steps == stop
+    rest = toy(make_context, tmp_path / "part", evaluations=10)
+    assert rest.run() == expected
+    assert part.seen + rest.seen == whole.seen
+    assert rest.role.weight.item() == whole.role.weight.item()
+
+    def rows(found: Toy) -> list[dict[str, Any]]:
+        return [
+            {key: value for key, value in row.items() if key != "wall_s"}
+            for row in read_jsonl(found.ctx.log.metrics_path)
+        ]
+
+    assert rows(rest) == rows(whole)
+
+
+def test_the_best_is_remembered_over_an_interruption(
+    make_context: MakeContext, tmp_path: Path
+) -> None:
+    part = toy(make_context, tmp_path, stop_after=4)
+    part.scripted = iter([2.0, 1.0])
+    part.run()
+    best = part.at_evaluation[1]
+    rest = toy(make_context, tmp_path)
+    rest.scripted = iter([3.0, 3.0, 3.0])
+    rest.run()
+    assert rest.role.weight.item() == best
