@@ -3,13 +3,13 @@
     python benchmarks/reload.py runs/demo [--rows 100]
 
 Greedy completions of `models/tuned` at batch size 1 against the recorded ones, and raw scores of
-`models/reward` in float32, less its `reward_offset`, against the recorded ones. Prompts are
-rendered by the run's recipe; everything else is transformers alone.
+`models/reward` on held-out pairs, by the plain classifier and by our own loader in float32.
 """
 
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -21,10 +21,14 @@ from transformers import (
 
 from amenable.artifacts import read_jsonl
 from amenable.config.load import load_recipe
-from amenable.data.readers import read_prompts
+from amenable.config.recipe import Recipe
+from amenable.data.readers import read_preferences, read_prompts
 from amenable.data.render import Renderer
-from amenable.models.build import best_device
+from amenable.models.build import Foundation, best_device
+from amenable.models.export import load_reward_head
 from amenable.models.load import eos_ids, resolve_dtype
+from amenable.rollout.rewards import score_groups
+from amenable.train.reward import preference_group
 
 
 def main() -> None:
@@ -53,24 +57,27 @@ def main() -> None:
         text = tokenizer.decode(output[0, ids.shape[1] :], skip_special_tokens=True).strip()
         same += text == row["completions"]["tuned"]
     print(f"tuned: {same} of {len(pairs)} greedy completions are the recorded ones ({dtype})")
-    _compare_scores(options.run, tokenizer, renderer, pairs)
+    _compare_scores(options.run, recipe, options.rows)
 
 
 @torch.no_grad()
-def _compare_scores(run: Path, tokenizer, renderer, pairs) -> None:  # type: ignore[no-untyped-def]
-    model = AutoModelForSequenceClassification.from_pretrained(
-        run / "models" / "reward", dtype=torch.float32
+def _compare_scores(run: Path, recipe: Recipe, rows: int) -> None:
+    """Held-out pairs through the plain classifier and through our own loader, both in float32."""
+    recipe = replace(recipe, model=replace(recipe.model, dtype="fp32"))
+    foundation = Foundation.open(recipe)
+    folder = run / "models" / "reward"
+    pairs = read_preferences([run / "data" / "preferences.test.jsonl"])[:rows]
+    groups = [preference_group(foundation.renderer, pair) for pair in pairs]
+    head, offset = load_reward_head(folder)
+    role = foundation.role("reward", folder, head=head, train=False)
+    own = score_groups(role, groups, foundation.renderer.pad_id, 1024)
+    model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32)
+    sequences = [[*group.prompt_ids, *ids] for group in groups for ids in group.completions]
+    plain = torch.stack([model(input_ids=torch.tensor([ids])).logits[0, 0] for ids in sequences])
+    worst = float((plain - own).abs().max())
+    print(
+        f"reward: {len(sequences)} raw scores, largest difference {worst:.2e}; offset {offset:.3f}"
     )
-    worst = 0.0
-    for prompt, row in pairs:
-        if not row["ended"]["tuned"]:
-            continue  # the recorded tokens have no end; its text alone does not tell them
-        text = tokenizer(row["completions"]["tuned"], add_special_tokens=False)["input_ids"]
-        ids = torch.tensor([[*renderer.prompt_ids(prompt), *text, tokenizer.eos_token_id]])
-        score = float(model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[0, 0])
-        recorded = row["scores"]["reward_model"]["tuned"]
-        worst = max(worst, abs(score - model.config.reward_offset - recorded))
-    print(f"reward: largest difference of a score {worst:.2e}")
 
 
 if __name__ == "__main__":
