@@ -23,8 +23,9 @@ STAMP := $(VENV)/.installed
 LIGHT := numpy scipy msgspec typer rich jinja2 tomli-w filelock \
 	pytest pytest-timeout hypothesis jaxtyping beartype
 
-# Tests use tiny tensors, on which more threads are slower.
-export OMP_NUM_THREADS ?= 2
+# Tests use tiny tensors, on which more threads are slower, and compare bits, which only one
+# thread repeats without fail.
+export OMP_NUM_THREADS ?= 1
 
 .PHONY: help install demo test test-peers test-py check clean
 

@@ -121,7 +121,18 @@ def completion_states(model: PreTrainedModel, batch: GroupBatch) -> CompletionSt
     """Hidden states before each completion token, and at the last one."""
     hidden = hidden_states(model, batch)
     rows = batch.rows[:, None].expand_as(batch.sources)[batch.mask]
-    return CompletionStates(hidden[rows, batch.sources[batch.mask]], hidden[batch.rows, batch.last])
+    return CompletionStates(
+        _select(hidden, rows, batch.sources[batch.mask]), _select(hidden, batch.rows, batch.last)
+    )
+
+
+def _select(hidden: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """[M, d] states of [R, T, d] at M places.
+
+    The completions of a prompt all read its last state, so its gradient is a sum. Indexing with
+    two tensors adds it up in any order on several threads; this adds in the order of the places.
+    """
+    return hidden.flatten(0, 1).index_select(0, rows * hidden.shape[1] + columns)
 
 
 def completion_values(model: PreTrainedModel, head: nn.Module, batch: GroupBatch) -> Tensor:
