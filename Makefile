@@ -20,7 +20,7 @@ PYTHON ?= $(shell python3.11 --version >/dev/null 2>&1 && echo python3.11 || ech
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-LIGHT := numpy scipy msgspec typer rich jinja2 tomli-w filelock \
+LIGHT := numpy scipy msgspec typer rich jinja2 tomli-w filelock fsspec pyarrow rensa aiohttp \
 	pytest pytest-timeout hypothesis jaxtyping beartype
 
 # Tests use tiny tensors, on which more threads are slower, and compare bits, which only one

@@ -22,7 +22,7 @@ from transformers import (
 from amenable.artifacts import read_jsonl
 from amenable.config.load import load_recipe
 from amenable.config.recipe import Recipe
-from amenable.data.readers import read_preferences, read_prompts
+from amenable.data.reading.readers import read_preferences, read_prompts
 from amenable.data.render import Renderer
 from amenable.models.build import Foundation, best_device
 from amenable.models.export import load_reward_head

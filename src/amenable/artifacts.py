@@ -28,6 +28,7 @@ from amenable.progress import Deadline, Progress
 
 if TYPE_CHECKING:
     from amenable.config.recipe import Recipe
+    from amenable.data.render import Renderer
 
 __all__ = [
     "Deadline",
@@ -367,6 +368,9 @@ class StageContext:
 
     refresh_report: Callable[[], None] = _do_nothing
     """Rewrites `report.html` from what the folder holds now; never raises."""
+
+    open_renderer: Callable[[], Renderer] | None = None
+    """Opens the base model's tokenizer, without weights, for stages that load no model."""
 
     @property
     def out(self) -> Path:

@@ -53,7 +53,7 @@ class DataError(AmenableError, ValueError):
         prefix = f"{where}: " if where else ""
         named = f"field {field!r}: " if field else ""
         super().__init__(f"{prefix}{named}{message}")
-        self.path, self.line, self.field = path, line, field
+        self.path, self.line, self.field, self.reason = path, line, field, message
 
 
 class ModelError(AmenableError, ValueError):

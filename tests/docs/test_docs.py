@@ -51,7 +51,10 @@ RESULTS = {
     "headroom.json": (("rollout/headroom.py", "report_headroom"),),
     "diversity.json": (("evaluate/stage.py", "_answers"),),
     "completions.jsonl": (("evaluate/stage.py", "_rows"),),
-    "data/report.json": (("data/stage.py", "summary", "report", "_describe"),),
+    "data/report.json": (
+        ("data/stage.py", "summary", "report", "_describe", "_met"),
+        ("data/quality.py", "quality"),
+    ),
     "policy": (("train/on_policy.py", "_sample_rows"),),
 }
 """Heading of docs/metrics.md -> functions whose dictionaries it describes."""
@@ -211,14 +214,16 @@ def test_every_key_of_the_contract_is_described() -> None:
 def readme_tree() -> set[str]:
     """Paths in the README's tree, relative to the package; every line has a description."""
     (tree,) = [text for text in blocks(ROOT / "README.md") if text.startswith("src/amenable/")]
-    folder, found = "", set()
+    folders, found = [""], set()
     for line in tree.splitlines()[1:]:
-        match = re.fullmatch(r"( +)(\S+/)|( +)(\S+) {2,}(\S.+)", line)
+        match = re.fullmatch(r"( +)(\S+)(?: +(\S.+))?", line)
         assert match, f"no file with a description: {line!r}"
-        if match[2]:
-            folder = match[2]
+        depth, name = len(match[1]) // 2 - 1, match[2]
+        if name.endswith("/"):
+            folders[depth + 1 :] = [folders[depth] + name]
             continue
-        path = (folder if len(match[3]) > 2 else "") + match[4]
+        assert match[3], f"no description: {line!r}"
+        path = folders[depth] + name
         assert path not in found, f"{path} is named twice"
         found.add(path)
     return found
@@ -274,7 +279,8 @@ def test_commands_exist(page: Path) -> None:
 
 
 def test_readme_names_every_command() -> None:
-    leaves = [name for name in commands() if name not in ("amenable", "amenable models")]
+    groups = ("amenable", "amenable data", "amenable models")
+    leaves = [name for name in commands() if name not in groups]
     assert len(leaves) >= 6
     assert [name for name in leaves if f"`{name}" not in README] == []
 

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Compares our losses with other libraries, each in a virtual environment of its own.
+# Compares our losses with other libraries' and gives them the files that we write, each in a
+# virtual environment of its own.
 # PYTHON names the interpreter (3.11 to 3.13), TORCH_INDEX the index that torch comes from.
 # With arguments, runs only the named peers: tests/peers/run.sh trl
 set -euo pipefail
@@ -8,7 +9,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 PYTHON="${PYTHON:-python3.11}"
 TORCH="torch==2.13.0"
 declare -A REQUIREMENTS=(
-  [trl]="trl==1.16.* transformers peft datasets jaxtyping pytest numpy scipy"
+  [trl]="trl==1.16.* transformers peft datasets jaxtyping msgspec pytest numpy scipy"
   [torchtune]="torchtune==0.6.1 torchao==0.9.0 jaxtyping pytest"
 )
 
@@ -28,6 +29,6 @@ status=0
 for peer in "$@"; do
   prepare "$peer"
   ".venv-peers-$peer/bin/python" -m pytest -c /dev/null --rootdir . -p no:cacheprovider \
-    -W ignore -q -s "tests/peers/test_$peer.py" || status=1
+    -W ignore -q -s "tests/peers/test_$peer"*.py || status=1
 done
 exit "$status"

@@ -46,7 +46,7 @@ preferences = st.builds(
     weight=st.floats(1e-6, 1e6),
     margin=st.none() | st.floats(0, 100),
     annotator=st.none() | names,
-)
+).filter(lambda row: row.candidate_0 != row.candidate_1)
 
 near_rows = st.dictionaries(
     st.sampled_from(sorted(RESERVED)) | names,

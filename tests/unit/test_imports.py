@@ -14,7 +14,7 @@ LIGHT_MODULES = [
     "amenable.progress",
     "amenable.config.load",
     "amenable.data.schemas",
-    "amenable.data.readers",
+    "amenable.data.reading.readers",
     "amenable.data.splits",
     "amenable.pipeline.stages",
     "amenable.pipeline.local",

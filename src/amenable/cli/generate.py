@@ -68,7 +68,7 @@ def generate(
 
 
 def _prompts(texts: Sequence[str], files: Sequence[str]) -> list[Prompt]:
-    from amenable.data.readers import read_prompts
+    from amenable.data.reading.readers import read_prompts
     from amenable.data.schemas import Message, Prompt, Speaker
     from amenable.errors import UsageError
 

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 import amenable
-from amenable.cli import generate, models, report, run
+from amenable.cli import data, generate, models, report, run
 from amenable.errors import AmenableError
 
 app = typer.Typer(
@@ -27,6 +27,7 @@ app.command("demo", epilog=run.DEMO_EXAMPLE)(run.demo)
 app.command("run", epilog=run.RUN_EXAMPLE)(run.run)
 app.command("generate", epilog=generate.EXAMPLE)(generate.generate)
 app.command("report", epilog=report.EXAMPLE)(report.report)
+app.add_typer(data.app, name="data")
 app.add_typer(models.app, name="models")
 
 

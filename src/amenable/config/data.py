@@ -3,7 +3,101 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptColumns:
+    """The file's own names of what a row holds; empty: the native name."""
+
+    input_text: str = ""
+    """Column of the input text, or of a conversation; `turns.0` goes into lists and objects."""
+
+    id: str = ""
+    """Column that names the row."""
+
+    group: str = ""
+    """Column that names what must stay on one side of a split: a document, a customer."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemonstrationColumns(PromptColumns):
+    """The same, of demonstrations."""
+
+    output_text: str = ""
+    """Column of the answer."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreferenceColumns(PromptColumns):
+    """The same, of preferences."""
+
+    candidate_0: str = ""
+    """Column of one answer."""
+
+    candidate_1: str = ""
+    """Column of the other."""
+
+    choice: str = ""
+    """Column of the verdict."""
+
+    choice_values: tuple[str, ...] = ()
+    """What the verdict says for candidate_0, for candidate_1 and, if it can, for a tie."""
+
+    annotator: str = ""
+    """Column that names who chose."""
+
+    weight: str = ""
+    """Column of the row's weight in the loss."""
+
+    margin: str = ""
+    """Column of the wanted score difference, in logits."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceConfig:
+    """Files of one kind of row, and how they are read."""
+
+    shorthand: ClassVar[str] = "files"
+
+    files: tuple[str, ...] = ()
+    """Paths, globs, URLs (`s3://`, `gs://`, `https://`) or data sets of the hub
+    (`hub:OWNER/NAME:SPLIT`)."""
+
+    format: str = "auto"
+    """Name of a format (`amenable data formats`); `auto` finds it, file by file."""
+
+    reader: str = ""
+    """`path/to/file.py:function` or `module:function` that makes native rows of the records of a
+    file, for any other shape."""
+
+    def __bool__(self) -> bool:
+        """Whether any file is named."""
+        return bool(self.files)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptSource(SourceConfig):
+    """Files of prompts."""
+
+    columns: PromptColumns = PromptColumns()
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemonstrationSource(SourceConfig):
+    """Files of demonstrations."""
+
+    columns: DemonstrationColumns = DemonstrationColumns()
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreferenceSource(SourceConfig):
+    """Files of preferences."""
+
+    pairs: Literal["all", "best_worst"] = "all"
+    """Pairs of a ranking of n answers: every two of them, or the best and the worst."""
+
+    columns: PreferenceColumns = PreferenceColumns()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -13,17 +107,26 @@ class DataConfig:
     task: Literal["files", "docstrings"] = "files"
     """`files` reads the paths below; `docstrings` harvests the built-in task from packages."""
 
-    demonstrations: tuple[str, ...] = ()
-    """Files of `{input_text, output_text}` rows, for supervised fine-tuning."""
+    demonstrations: DemonstrationSource = DemonstrationSource()
+    """An input text and its answer, for supervised fine-tuning; a list names files."""
 
-    preferences: tuple[str, ...] = ()
-    """Files of `{input_text, candidate_0, candidate_1, choice}` rows, for the reward model."""
+    preferences: PreferenceSource = PreferenceSource()
+    """An input text, two candidates and a choice, for the reward model; a list names files."""
 
-    prompts: tuple[str, ...] = ()
-    """Files of `{input_text}` rows that the policy is trained on."""
+    prompts: PromptSource = PromptSource()
+    """Input texts that the policy is trained on; a list names files."""
 
-    evaluation_prompts: tuple[str, ...] = ()
-    """Held-out `{input_text}` rows; empty: `evaluation_rows` prompts are held out of `prompts`."""
+    evaluation_prompts: PromptSource = PromptSource()
+    """Held-out input texts; no file: `evaluation_rows` prompts are held out of `prompts`."""
+
+    on_error: Literal["fail", "drop"] = "fail"
+    """`fail` ends at the first faulty row; `drop` leaves faulty rows out, counted by reason."""
+
+    content_checks: bool = True
+    """Look for duplicates, leaks, biased or contradictory labels; told, and no row is dropped."""
+
+    token_checks: bool = True
+    """Render a sample with the base model's tokenizer before a weight is loaded: cuts, EOS, BOS."""
 
     instruction: str = ""
     """Put before every input text, with an empty line between."""

@@ -18,11 +18,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, is_dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from amenable.config.checks import check_recipe
 from amenable.config.recipe import Recipe
 from amenable.errors import RecipeError
+
+T = TypeVar("T")
 
 SCHEMA_VERSION = 1
 
@@ -71,6 +73,16 @@ def load_recipe(path: Path | str | None, overrides: Sequence[str] = ()) -> Recip
     return recipe
 
 
+def build_section(cls: type[T], values: Mapping[str, Any], where: str) -> T:
+    """One section from plain values, under the same rules as in a recipe.
+
+    Raises:
+        RecipeError: an unknown key or a mistyped value; `where` begins its message.
+    """
+    section: T = _build(cls, values, where, ())
+    return section
+
+
 def to_toml(recipe: Recipe) -> str:
     """The recipe as TOML with every value, defaults included; `load_recipe` reads it back equal."""
     import tomli_w
@@ -98,11 +110,14 @@ def recipe_keys() -> list[RecipeKey]:
 def field_help(cls: type) -> dict[str, str]:
     """The string under each field of a config dataclass, by field name.
 
-    Source order is kept; a field without such a string is left out.
+    Those that it inherits come first. Source order is kept; a field without such a string is left
+    out.
     """
     body = ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0]
     assert isinstance(body, ast.ClassDef)
     found: dict[str, str] = {}
+    for parent in cls.__bases__:
+        found |= field_help(parent) if is_dataclass(parent) else {}
     for field_node, text_node in zip(body.body, body.body[1:], strict=False):
         match field_node, text_node:
             case (
@@ -146,12 +161,27 @@ def _apply_override(table: dict[str, Any], override: str) -> None:
         raise RecipeError(f"--set {override!r}: no KEY=VALUE; write for example {example}")
     wanted = _field_type(keys)
     inner = table
-    for key in keys[:-1]:
-        inner = inner.setdefault(key, {})
-        if not isinstance(inner, dict):
+    for depth, key in enumerate(keys[:-1], start=1):
+        section = _section(inner.get(key, {}), _field_type(keys[:depth]))
+        if not isinstance(section, dict):
             raise RecipeError(f"--set {override!r}: {key} is a value in the recipe, not a section")
+        inner[key] = section
+        inner = section
     value = _parse_value(text.strip())
-    inner[keys[-1]] = text.strip() if wanted is str and not isinstance(value, str) else value
+    value = text.strip() if wanted is str and not isinstance(value, str) else value
+    if isinstance(inner.get(keys[-1]), dict):
+        value = {**inner[keys[-1]], **_section(value, wanted)} if _short(wanted) else value
+    inner[keys[-1]] = value
+
+
+def _short(cls: Any) -> str:
+    """The field that a value in place of a whole section is meant for; empty: none."""
+    return getattr(cls, "shorthand", "")
+
+
+def _section(value: Any, cls: Any) -> Any:
+    """The value as a section, where the section can be given by one of its fields alone."""
+    return {_short(cls): value} if _short(cls) and not isinstance(value, dict) else value
 
 
 def _parse_value(text: str) -> Any:
@@ -189,12 +219,14 @@ def _hints(cls: Any) -> dict[str, Any]:
 
 @cache
 def _cached_hints(cls: type) -> dict[str, Any]:
-    return typing.get_type_hints(cls)
+    hints = typing.get_type_hints(cls)
+    return {entry.name: hints[entry.name] for entry in fields(cls)}
 
 
 def _value(wanted: Any, value: Any, where: str, path: tuple[str, ...]) -> Any:
     """`value` as the type `wanted`, or a RecipeError."""
     if is_dataclass(wanted):
+        value = _section(value, wanted)
         if not isinstance(value, dict):
             raise _mistyped(where, path, value, f"a section, [{'.'.join(path)}]")
         return _build(wanted, value, where, path)

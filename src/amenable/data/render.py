@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from amenable.data.schemas import Message, Prompt, Speaker
 from amenable.errors import DataError, ModelError
@@ -71,13 +71,34 @@ class Renderer:
         """Id used to fill rows; never an end-of-sequence id."""
         return int(self.tokenizer.pad_token_id)
 
+    @property
+    def templated(self) -> bool:
+        """Whether the tokenizer's chat template is used; else prompts are plain text."""
+        return self.chat_template and bool(self.tokenizer.chat_template)
+
     def prompt_ids(self, prompt: Prompt) -> list[int]:
         """Ids of the rendered prompt, at most `max_prompt_tokens`.
 
         Raises:
+            DataError: the template refuses the prompt, or alone does not fit.
+        """
+        return self.fit_prompt(prompt, self.whole_prompt_ids(prompt))
+
+    def whole_prompt_ids(self, prompt: Prompt) -> list[int]:
+        """Ids of the rendered prompt before any cut, however many.
+
+        Raises:
+            DataError: the template refuses the prompt.
+        """
+        return self._ids(self.prompt_text(prompt))
+
+    def fit_prompt(self, prompt: Prompt, whole: list[int]) -> list[int]:
+        """`prompt_ids` of a prompt whose `whole_prompt_ids` are known.
+
+        Raises:
             DataError: the template alone does not fit.
         """
-        ids = self._encode(prompt, prompt.text)
+        ids = whole
         excess = len(ids) - self.max_prompt_tokens
         text_ids = self._ids(prompt.text) if excess > 0 else []
         while excess > 0:
@@ -88,13 +109,22 @@ class Renderer:
                     "or shorten instruction, system message or history"
                 )
             text_ids = text_ids[: len(text_ids) - excess]
-            ids = self._encode(prompt, str(self.tokenizer.decode(text_ids)).rstrip())
+            shortened = str(self.tokenizer.decode(text_ids)).rstrip()
+            ids = self._ids(self._render(prompt, shortened))
             excess = len(ids) - self.max_prompt_tokens
         return ids
 
     def is_cut(self, prompt: Prompt) -> bool:
         """Whether the prompt is too long to be rendered whole."""
-        return len(self._encode(prompt, prompt.text)) > self.max_prompt_tokens
+        return len(self.whole_prompt_ids(prompt)) > self.max_prompt_tokens
+
+    def prompt_text(self, prompt: Prompt) -> str:
+        """The rendered prompt before any cut, as text: what `whole_prompt_ids` tokenizes.
+
+        Raises:
+            DataError: the template refuses the prompt.
+        """
+        return self._render(prompt, prompt.text)
 
     def completion_ids(self, text: str) -> list[int]:
         """Ids of a completion followed by end of sequence, cut to `max_completion_tokens`.
@@ -102,36 +132,66 @@ class Renderer:
         A text that is too long loses its end *and* its end-of-sequence token: a cut
         completion must not look finished.
         """
-        ids = self._ids(text if self._templated else " " + text.lstrip())
-        return [*ids, int(self.tokenizer.eos_token_id)][: self.max_completion_tokens]
+        return self.whole_completion_ids(text)[: self.max_completion_tokens]
+
+    def whole_completion_ids(self, text: str) -> list[int]:
+        """Ids of a completion before any cut, end of sequence included."""
+        return [*self._ids(self.completion_source(text)), int(self.tokenizer.eos_token_id)]
+
+    def completion_source(self, text: str) -> str:
+        """The text that is tokenized for a completion: plain prompts are continued by a blank."""
+        return text if self.templated else " " + text.lstrip()
+
+    def encode_all(self, texts: Sequence[str]) -> list[list[int]]:
+        """Ids of each text, in one call (faster than one by one) and with no token added."""
+        return [list(ids) for ids in self._tokenize(list(texts))] if texts else []
 
     def completion_text(self, ids: Sequence[int]) -> str:
         """The text of completion ids, without special tokens and outer white space."""
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=True)).strip()
 
-    @property
-    def _templated(self) -> bool:
-        return self.chat_template and bool(self.tokenizer.chat_template)
-
     def _ids(self, text: str) -> list[int]:
-        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+        return list(self._tokenize(text))
 
-    def _encode(self, prompt: Prompt, last_text: str) -> list[int]:
-        messages = self._messages(prompt, last_text)
-        if self._templated:
+    def _tokenize(self, text: str | list[str]) -> Any:
+        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    def _render(self, prompt: Prompt, last_text: str) -> str:
+        messages = self.messages(prompt, last_text)
+        if self.templated:
+            return self._apply_template(prompt, messages)
+        if len(messages) == 1:
+            return messages[0].content + _PLAIN_SEPARATOR
+        names = {Speaker.USER: "User: ", Speaker.ASSISTANT: "Assistant: ", Speaker.SYSTEM: ""}
+        turns = [names[m.speaker] + m.content for m in messages]
+        return _PLAIN_SEPARATOR.join([*turns, "Assistant:"])
+
+    def _apply_template(self, prompt: Prompt, messages: list[Message]) -> str:
+        from jinja2 import TemplateError
+
+        try:
             rendered = self.tokenizer.apply_chat_template(
                 [{"role": str(m.speaker), "content": m.content} for m in messages],
                 tokenize=False,
                 add_generation_prompt=True,
             )
-            return self._ids(str(rendered))
-        if len(messages) == 1:
-            return self._ids(messages[0].content + _PLAIN_SEPARATOR)
-        names = {Speaker.USER: "User: ", Speaker.ASSISTANT: "Assistant: ", Speaker.SYSTEM: ""}
-        turns = [names[m.speaker] + m.content for m in messages]
-        return self._ids(_PLAIN_SEPARATOR.join([*turns, "Assistant:"]))
+        except TemplateError as error:
+            speakers = ", ".join(m.speaker for m in messages)
+            raise DataError(
+                f"the tokenizer's chat template refuses prompt {prompt.id!r} "
+                f"(turns: {speakers}): {error}; change the row's turns, leave out the system "
+                "message, or set model.chat_template = false"
+            ) from error
+        return str(rendered)
 
-    def _messages(self, prompt: Prompt, last_text: str) -> list[Message]:
+    def messages(self, prompt: Prompt, last_text: str | None = None) -> list[Message]:
+        """The turns that are rendered, instruction and system message put in.
+
+        Args:
+            prompt: the row's prompt.
+            last_text: stands in for the last user text; default: the prompt's own.
+        """
+        last_text = prompt.text if last_text is None else last_text
         text = f"{self.instruction}\n\n{last_text}" if self.instruction else last_text
         messages = [*prompt.messages[:-1], Message(Speaker.USER, text)]
         if self.system_message and messages[0].speaker is not Speaker.SYSTEM:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from enum import Enum, StrEnum
@@ -67,7 +68,8 @@ class Demonstration:
 class Preference:
     """Two candidate completions of one prompt and which one was preferred.
 
-    `weight` scales the row's loss (default 1); `margin` is a wanted score difference in logits.
+    `weight` scales the row's loss (default 1); `margin` is a wanted score difference in logits;
+    `strength` is how sure the choice was: 1 (candidate_0 much better), 5 (a tie) to 9.
     """
 
     prompt: Prompt
@@ -77,6 +79,7 @@ class Preference:
     weight: float = 1.0
     margin: float | None = None
     annotator: str | None = None
+    strength: int | None = None
 
     def swap(self) -> Preference:
         """The same preference with the candidates in the other order."""
@@ -85,6 +88,7 @@ class Preference:
             candidate_0=self.candidate_1,
             candidate_1=self.candidate_0,
             choice=self.choice.swapped(),
+            strength=None if self.strength is None else 10 - self.strength,
         )
 
     @property
@@ -99,6 +103,36 @@ class Preference:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """One rated answer. Answers of one prompt are compared by score: higher is better."""
+
+    prompt: Prompt
+    text: str
+    score: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ranking:
+    """N answers of one prompt, each with a score: higher is better, equal scores tie.
+
+    `rated` says that differences of scores mean something, as those of ratings do and those of
+    ranks do not.
+    """
+
+    prompt: Prompt
+    answers: tuple[str, ...]
+    scores: tuple[float, ...]
+    rated: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Drop:
+    """Something that a reader function leaves out, counted under its reason."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Completion:
     """What a system answered. `ended` says that it stopped by itself (end-of-sequence token)."""
 
@@ -106,3 +140,20 @@ class Completion:
     text: str
     tokens: int
     ended: bool
+
+
+def prompt_key(prompt: Prompt) -> str:
+    """The default group: 16 hexadecimal digits of what was asked.
+
+    System message, case and white space apart.
+    """
+    return messages_key(prompt.messages)
+
+
+def messages_key(messages: tuple[Message, ...]) -> str:
+    """`prompt_key` of a conversation."""
+    turns = (
+        f"{turn.speaker}\n{turn.content}" for turn in messages if turn.speaker is not Speaker.SYSTEM
+    )
+    normalised = "\0".join(" ".join(turn.split()).casefold() for turn in turns)
+    return hashlib.sha256(normalised.encode()).hexdigest()[:16]

@@ -1,17 +1,31 @@
 """Splits by group: rows of one prompt (or document, or module) never stand on two sides.
 
 A group's side depends on a hash of its name alone: not on a seed, the order of rows, or the other
-kinds of rows in the run.
+kinds of rows in the run. Each decision comes twice: over a list of rows, and over columns of hashes
+(`held_out`, `draw_order`, `linked_codes`), where a million rows take a few megabytes.
 """
 
 from __future__ import annotations
 
 import hashlib
+from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TypeVar
 
+import numpy as np
+import numpy.typing as npt
+
 T = TypeVar("T")
+
+Codes = npt.NDArray[np.uint64]
+"""[n] hashes of 64 bits, one a row: of its group (`rank_bits`) or of its prompt."""
+
+Places = npt.NDArray[np.int64]
+"""[k] numbers of rows, from 0."""
+
+Marks = npt.NDArray[np.bool_]
+"""[n] one truth value a row."""
 
 TEST_SHARE = 1 / 3
 """Most of the rows, and of the groups, that are held out for testing where data is small."""
@@ -20,10 +34,15 @@ VALIDATION_SHARE = 1 / 4
 """The same of what is left, for validation: together at most half is held out."""
 
 
-def rank(name: str, salt: object = "") -> float:
-    """A number in [0, 1), uniform over names (SHA-256), that depends on `salt` and `name` only."""
+def rank_bits(name: str, salt: object = "") -> int:
+    """The first 64 bits of the SHA-256 of `salt` and `name`: what every order and draw goes by."""
     digest = hashlib.sha256(f"{salt}\0{name}".encode()).digest()
-    return (int.from_bytes(digest[:8], "big") >> 11) / 2**53
+    return int.from_bytes(digest[:8], "big")
+
+
+def rank(name: str, salt: object = "") -> float:
+    """A number in [0, 1), uniform over names, that depends on `salt` and `name` only."""
+    return (rank_bits(name, salt) >> 11) / 2**53
 
 
 def split_by_group(
@@ -82,17 +101,34 @@ def hold_out(
         (rest, held out); nothing is held out where all rows are one group.
     """
     sizes = Counter(group_of(row) for row in rows)
-    held: set[str] = set()
+    groups = sorted(sizes, key=lambda name: (rank_bits(name), name))
+    held = {groups[i] for i in _whole_groups([sizes[name] for name in groups], count, most)}
+    rest = [row for row in rows if group_of(row) not in held]
+    return rest, [row for row in rows if group_of(row) in held]
+
+
+def held_out(groups: Codes, count: int, most: float) -> Marks:
+    """`hold_out` over the column of the groups' `rank_bits`: True where a row is held out."""
+    codes, group_of, sizes = np.unique(groups, return_inverse=True, return_counts=True)
+    held = np.zeros(len(codes), dtype=np.bool_)
+    held[_whole_groups(sizes.tolist(), count, most)] = True
+    marks: Marks = held[group_of]
+    return marks
+
+
+def _whole_groups(sizes: Sequence[int], count: int, most: float) -> list[int]:
+    """Which groups, of these sizes in the order of their ranks, `hold_out` takes."""
+    rows = sum(sizes)
+    held: list[int] = []
     taken = 0
-    for group in sorted(sizes, key=lambda name: (rank(name), name)):
+    for group, size in enumerate(sizes):
         share = most if held else 0.5
         if taken >= count or (held and len(held) + 1 > most * len(sizes)):
             break
-        if taken + sizes[group] <= share * len(rows):
-            held.add(group)
-            taken += sizes[group]
-    rest = [row for row in rows if group_of(row) not in held]
-    return rest, [row for row in rows if group_of(row) in held]
+        if taken + size <= share * rows:
+            held.append(group)
+            taken += size
+    return held
 
 
 def draw(rows: Iterable[T], count: int, name_of: Callable[[T], str], salt: object) -> list[T]:
@@ -101,8 +137,26 @@ def draw(rows: Iterable[T], count: int, name_of: Callable[[T], str], salt: objec
     A row's place depends on the salt (a seed and a purpose) and its own name alone: a larger draw
     begins with the smaller one, and a new row changes at most one place of it.
     """
-    ordered = sorted(rows, key=lambda row: (rank(name_of(row), salt), name_of(row)))
+    ordered = sorted(rows, key=lambda row: (rank_bits(name_of(row), salt), name_of(row)))
     return ordered[:count] if count else ordered
+
+
+def draw_order(names: Iterable[str], rows: Places, count: int, salt: object) -> Places:
+    """`draw` over numbers of rows.
+
+    Two names of one hash of 64 bits (once in 37 million draws of a million rows) keep the order in
+    which they are given.
+
+    Args:
+        names: of each of `rows`, in the same order; used once.
+        rows: numbers of the rows to draw from.
+        count: rows wanted; 0 draws all.
+        salt: a seed and a purpose.
+    """
+    ranks = np.fromiter((rank_bits(name, salt) for name in names), np.uint64, len(rows))
+    order = np.argsort(ranks, kind="stable")
+    drawn: Places = rows[order[:count] if count else order]
+    return drawn
 
 
 def linked_groups(pairs: Iterable[tuple[str, str]]) -> dict[str, str]:
@@ -115,16 +169,51 @@ def linked_groups(pairs: Iterable[tuple[str, str]]) -> dict[str, str]:
         Each group's joint group: the first in alphabetical order of those that are linked, itself
         if none is.
     """
-    parent: dict[str, str] = {}
+    groups: dict[str, int] = {}
+    keys: dict[str, int] = {}
+    codes = [
+        (groups.setdefault(group, len(groups)), keys.setdefault(key, len(keys)))
+        for group, key in pairs
+    ]
+    columns = np.array(codes, dtype=np.uint64).reshape(-1, 2)
+    members, links = linked_codes(columns[:, 0], columns[:, 1])
+    names = list(groups)
+    first: dict[int, str] = {}
+    for code, link in zip(members.tolist(), links.tolist(), strict=True):
+        first[link] = min(first.get(link, names[code]), names[code])
+    joint = {name: name for name in names}
+    joint |= {
+        names[code]: first[link]
+        for code, link in zip(members.tolist(), links.tolist(), strict=True)
+    }
+    return joint
 
-    def root(name: str) -> str:
-        while parent[name] != name:
-            parent[name] = name = parent[parent[name]]
-        return name
 
-    first_group: dict[str, str] = {}
-    for group, key in pairs:
-        parent.setdefault(group, group)
-        one, other = root(group), root(first_group.setdefault(key, group))
-        parent[max(one, other)] = min(one, other)
-    return {group: root(group) for group in parent}
+def linked_codes(groups: Codes, keys: Codes) -> tuple[Codes, Places]:
+    """The groups that share a prompt with another group, directly or through others.
+
+    Args:
+        groups: [n] code of each row's group.
+        keys: [n] code of each row's prompt.
+
+    Returns:
+        (members, links): [m] codes of such groups, sorted, and [m] the place in `members` of one
+        that stands for all that each is linked with.
+    """
+    order = np.lexsort((groups, keys))
+    groups, keys = groups[order], keys[order]
+    neighbours = (keys[1:] == keys[:-1]) & (groups[1:] != groups[:-1])
+    ends = np.stack([groups[:-1][neighbours], groups[1:][neighbours]])
+    members = np.unique(ends)
+    if not len(members):
+        return members, np.zeros(0, dtype=np.int64)
+    parent = array("q", range(len(members)))
+
+    def root(place: int) -> int:
+        while parent[place] != place:
+            parent[place] = place = parent[parent[place]]
+        return place
+
+    for one, other in np.searchsorted(members, ends).T:
+        parent[root(int(other))] = root(int(one))
+    return members, np.array([root(place) for place in range(len(members))], dtype=np.int64)

@@ -21,7 +21,7 @@ from markupsafe import Markup, escape
 
 from amenable import __version__
 from amenable.artifacts import RunFolder, StageContext, write_text
-from amenable.evaluate import curves, report_data
+from amenable.evaluate import curves, data_report, report_data
 from amenable.evaluate.report_data import Run
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -101,6 +101,7 @@ def page_context(run: Run) -> dict[str, Any]:
         "headroom_bars": report_data.headroom_bars(run),
         "diversity": report_data.diversity_table(run),
         "stages": report_data.stage_table(run),
+        "data": data_report.data_section(run.data),
         "provenance": report_data.provenance(run),
     }
 

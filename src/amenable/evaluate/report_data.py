@@ -68,6 +68,7 @@ class Run:
     completions: list[Json]
     headroom: Json
     diversity: Json
+    data: Json
 
     @property
     def simulated(self) -> bool:
@@ -132,6 +133,7 @@ def read_run(folder: RunFolder) -> Run:
         completions=read_rows(stages / "evaluate" / "completions.jsonl"),
         headroom=read_object(stages / "policy" / "headroom.json"),
         diversity=read_object(stages / "evaluate" / "diversity.json"),
+        data=read_object(folder.data / "report.json"),
     )
 
 

@@ -13,7 +13,7 @@ import torch
 from amenable.artifacts import write_json, write_jsonl
 from amenable.data.annotator import SimulatedAnnotator
 from amenable.data.collate import PromptGroup, collate, split_groups
-from amenable.data.readers import read_prompts
+from amenable.data.row_file import open_prompts
 from amenable.data.schemas import Prompt
 from amenable.evaluate.generate import Answer, generate
 from amenable.evaluate.side_by_side import compare
@@ -38,7 +38,7 @@ _PAIRS = (("base", "sft"), ("base", "tuned"), ("sft", "tuned"))
 def run(ctx: StageContext) -> list[dict[str, Any]]:
     """Answers of base, SFT and tuned model; every pair by every judge."""
     foundation = Foundation.open(ctx.recipe)
-    prompts = read_prompts([ctx.folder.data / "prompts.test.jsonl"])
+    prompts = open_prompts(ctx.folder.data / "prompts.test.jsonl")
     answers = _answers(ctx, foundation, prompts)
     prompts = prompts[: len(answers["base"])]
     scores = _scores(ctx, foundation, prompts, answers)

@@ -20,6 +20,7 @@ from typing import Any
 import amenable
 from amenable.artifacts import read_json, write_json
 from amenable.config.checks import lookup
+from amenable.config.data import SourceConfig
 from amenable.config.load import flatten
 from amenable.config.recipe import Recipe
 from amenable.errors import AmenableError
@@ -150,8 +151,32 @@ def _sources(stage: Stage, recipe: Recipe, base: Path | str) -> Iterator[tuple[s
         elif key == "policy.reward":
             yield key, ready_reward(recipe.policy.reward)
         else:
-            for number, name in enumerate(lookup(recipe, key)):
-                yield f"{key}[{number}] content", Path(name).expanduser()
+            yield from _data_sources(key, lookup(recipe, key))
+
+
+def _data_sources(key: str, config: SourceConfig) -> Iterator[tuple[str, Path | str]]:
+    """Files and remote files of one kind of row, and the code of its reader."""
+    from amenable.data.reading.sources import find_sources, state_of
+
+    for number, source in enumerate(find_sources(config.files)):
+        local = source.local
+        yield f"{key}[{number}] content", state_of(source) if local is None else local
+    if config.reader:
+        yield f"{key}.reader content", source_of_function(config.reader)
+
+
+def source_of_function(name: str) -> Path | str:
+    """The source file of `module:function` or `path/to/file.py:function`, else the name."""
+    module, colon, _ = name.rpartition(":")
+    if not colon:
+        return name
+    if module.endswith(".py") and Path(module).expanduser().is_file():
+        return Path(module).expanduser()
+    with suppress(ImportError, ValueError):
+        spec = importlib.util.find_spec(module)
+        if spec is not None and spec.origin and Path(spec.origin).is_file():
+            return Path(spec.origin)
+    return name
 
 
 def ready_reward(reward: str) -> Path | str:
@@ -159,10 +184,4 @@ def ready_reward(reward: str) -> Path | str:
     folder = Path(reward).expanduser()
     if reward and folder.is_dir():
         return folder
-    module, colon, _ = reward.partition(":")
-    if colon:
-        with suppress(ImportError, ValueError):
-            spec = importlib.util.find_spec(module)
-            if spec is not None and spec.origin and Path(spec.origin).is_file():
-                return Path(spec.origin)
-    return reward
+    return source_of_function(reward)

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from amenable.artifacts import (
     Deadline,
@@ -52,6 +52,9 @@ from amenable.pipeline.stages import STAGES, Stage
 from amenable.pipeline.state import StageState, read_state, write_state
 from amenable.pipeline.summary import split_result, summary
 from amenable.progress import duration
+
+if TYPE_CHECKING:
+    from amenable.data.render import Renderer
 
 _BUDGET_IN_USE = 0.9
 _REASONS_SHOWN = 3
@@ -326,11 +329,17 @@ class _Run:
             progress=self.progress,
             deadline=deadline,
             refresh_report=self._refresh_report,
+            open_renderer=self._open_renderer,
         )
         try:
             return stage.load()(context)
         finally:
             log.close()
+
+    def _open_renderer(self) -> Renderer:
+        build = importlib.import_module("amenable.models.build")
+        renderer: Renderer = build.Foundation.open(self.recipe).renderer
+        return renderer
 
     def _record(self, stage: Stage, state: StageState) -> None:
         self.folder.stage(stage.name)

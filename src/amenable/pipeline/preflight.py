@@ -8,7 +8,9 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 
+from amenable.config.data import SourceConfig
 from amenable.config.recipe import Recipe
+from amenable.data.reading.sources import find_sources
 from amenable.errors import DataError, ModelError
 from amenable.pipeline.fingerprint import ready_reward
 
@@ -28,11 +30,11 @@ def check_inputs(recipe: Recipe) -> None:
 
     Raises:
         DataError: a data file is missing or empty.
+        RecipeError: `format` or `reader` names nothing that exists.
         ModelError: `policy.reward` looks like a path and is no model folder.
     """
     for key in _DATA_KEYS:
-        for name in getattr(recipe.data, key):
-            _check_data_file(name, f"data.{key}")
+        _check_source(getattr(recipe.data, key), f"data.{key}")
     _check_ready_reward(recipe.policy.reward)
 
 
@@ -76,15 +78,22 @@ def close_hub(recipe: Recipe, base: Path | str) -> None:
         constants.HF_HUB_OFFLINE = True  # type: ignore[attr-defined]
 
 
-def _check_data_file(name: str, key: str) -> None:
-    path = Path(name).expanduser()
-    if path.is_dir():
-        raise DataError(f"is a folder; name the files of {key} in it", path=name)
-    if not path.exists():
-        here = "" if path.is_absolute() else f" from the current directory, {Path.cwd()}"
-        raise DataError(f"no such file{here}; correct {key}", path=name)
-    if path.stat().st_size == 0:
-        raise DataError(f"is empty; {key} needs at least one row", path=name)
+def _check_source(config: SourceConfig, key: str) -> None:
+    """Returns when the files are there, and format and reader exist."""
+    from amenable.data.formats.table import find_format
+    from amenable.data.reading.custom import load_reader
+
+    try:
+        for source in find_sources(config.files):
+            local = source.local
+            if local is not None and local.stat().st_size == 0:
+                raise DataError("is empty; at least one row is needed", path=source.shown)
+    except DataError as error:
+        raise DataError(f"{error.reason} ({key})", path=error.path) from error
+    if config.format != "auto":
+        find_format(config.format)
+    if config.reader:
+        load_reader(config.reader)
 
 
 def _check_ready_reward(reward: str) -> None:

@@ -113,6 +113,8 @@ STAGES: tuple[Stage, ...] = (
         config=(
             "seed",
             "data",
+            "model.base",
+            "model.chat_template",
             "collect.annotator",
             "collect.pairs",
             "reward.enabled",
@@ -123,6 +125,7 @@ STAGES: tuple[Stage, ...] = (
             "data.preferences",
             "data.prompts",
             "data.evaluation_prompts",
+            "model.base",
         ),
         may_make=("data/*.jsonl", "data/*.json", "stages/data/*.json"),
         time_share=2,

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from amenable.artifacts import write_jsonl
 from amenable.data.annotator import SimulatedAnnotator
-from amenable.data.readers import preference_to_row, read_prompts
+from amenable.data.formats.native import preference_to_row
+from amenable.data.row_file import open_prompts
 from amenable.data.schemas import Preference, Prompt
 from amenable.errors import StageError
 from amenable.models.build import Foundation
@@ -27,8 +28,8 @@ def run(ctx: StageContext) -> dict[str, Any]:
     recipe, data = ctx.recipe, ctx.folder.data
     annotator = SimulatedAnnotator(recipe.collect, recipe.seed)
     ctx.progress.say(f"collect: {annotator.describe()}")
-    prompts = read_prompts([data / "prompts.collect.jsonl"])
-    held_out = read_prompts([data / "prompts.test.jsonl"])
+    prompts = open_prompts(data / "prompts.collect.jsonl")
+    held_out = open_prompts(data / "prompts.test.jsonl")
     validation = min(recipe.data.validation_rows, len(prompts) // 4)
     splits = {
         "validation": prompts[:validation],

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from amenable.artifacts import write_json
-from amenable.data.readers import read_prompts
+from amenable.data.row_file import open_prompts
 from amenable.rollout.types import Request, Sampling
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ def report_headroom(
         annotator: whose noise-free score counts.
     """
     config, data = ctx.recipe.evaluate, ctx.recipe.data
-    prompts = read_prompts([ctx.folder.data / "prompts.train.jsonl"])[: config.best_of_prompts]
+    prompts = open_prompts(ctx.folder.data / "prompts.train.jsonl")[: config.best_of_prompts]
     ids = [tuple(renderer.prompt_ids(prompt)) for prompt in prompts]
 
     def scores(samples: int, temperature: float) -> list[list[float]]:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from amenable.data.annotator import SimulatedAnnotator
 from amenable.data.collate import GroupBatch, PromptGroup, collate, seeded_epochs, split_groups
-from amenable.data.readers import read_prompts
+from amenable.data.row_file import open_prompts
 from amenable.data.schemas import Prompt
 from amenable.errors import NumericsError, StageError
 from amenable.losses.kl import k1, sequence_kl
@@ -173,7 +173,7 @@ class _OnPolicyLoop:
             top_k=config.top_k,
         )
         self._sampling.check_trainable()
-        self._prompts = read_prompts([ctx.folder.data / "prompts.train.jsonl"])
+        self._prompts = open_prompts(ctx.folder.data / "prompts.train.jsonl")
         count = len(self._prompts)
         epochs = config.updates * config.prompts_per_update / count
         self._order = list(seeded_epochs(count, epochs, ctx.recipe.seed))

@@ -16,14 +16,16 @@ from torch import Tensor
 
 from amenable.artifacts import write_json
 from amenable.data.collate import PromptGroup, collate, split_groups
-from amenable.data.readers import read_demonstrations, read_preferences
 from amenable.data.render import Renderer
+from amenable.data.row_file import open_demonstrations, open_preferences
 from amenable.data.schemas import Choice, Preference
+from amenable.data.tokens.cache import TokenCache
 from amenable.evaluate.reward_report import reward_report
 from amenable.losses.preference import bradley_terry_loss, tie_loss
 from amenable.models.build import Foundation
 from amenable.models.export import export_reward
 from amenable.models.heads import ScalarHead
+from amenable.models.pull import cache_home
 from amenable.rollout.rewards import score_groups
 from amenable.train.loop import Metrics, add_gradient, train_supervised
 from amenable.train.sft import demonstration_group
@@ -34,30 +36,39 @@ if TYPE_CHECKING:
 
 _OFFSET_ROWS = 64
 
+_BASELINE_ROWS = 20_000
+"""Most training pairs that the report's bag of words learns from: it holds their texts in memory.
+
+They are a draw: the rows of a split stand in drawn order.
+"""
+
 
 def run(ctx: StageContext) -> dict[str, Any]:
     """The `reward` stage: preferences to `models/reward` and its report."""
     foundation = Foundation.open(ctx.recipe)
     renderer, budget = foundation.renderer, ctx.recipe.reward.micro_batch_tokens
     pairs = {
-        split: read_preferences([ctx.folder.data / f"preferences.{split}.jsonl"])
+        split: open_preferences(ctx.folder.data / f"preferences.{split}.jsonl")
         for split in ("train", "validation", "test")
     }
+    cache = TokenCache(cache_home() / "tokens", renderer, ctx.progress.say)
+    groups = {split: cache.preferences(rows) for split, rows in pairs.items()}
     role = reward_role(ctx, foundation)
-    train = [preference_group(renderer, row) for row in pairs["train"]]
 
     def evaluate() -> Metrics:
-        losses, correct = pair_losses(role, renderer, pairs["validation"], budget)
+        losses, correct = pair_losses(
+            role, renderer, pairs["validation"], budget, groups["validation"]
+        )
         return {"eval_rank_loss": losses, "eval_accuracy": correct}
 
     train_supervised(
         ctx,
         ctx.recipe.reward,
         role,
-        rows=len(train),
+        rows=len(pairs["train"]),
         gradient=lambda rows: reward_gradient(
             role,
-            [train[row] for row in rows],
+            [groups["train"][row] for row in rows],
             [pairs["train"][row] for row in rows],
             renderer.pad_id,
             budget,
@@ -66,8 +77,10 @@ def run(ctx: StageContext) -> dict[str, Any]:
         loss_name="rank_loss",
     )
     ctx.progress.say("reward: scoring held-out pairs")
-    margins = pair_margins(role, renderer, pairs["test"], budget)
-    report = reward_report(pairs["train"], pairs["test"], margins, seed=ctx.recipe.seed)
+    margins = pair_margins(role, renderer, pairs["test"], budget, groups["test"])
+    learnt_from = pairs["train"][:_BASELINE_ROWS]
+    report = reward_report(learnt_from, pairs["test"], margins, seed=ctx.recipe.seed)
+    report["pairs_train"] = sum(row.choice is not Choice.TIE for row in pairs["train"])
     offset = float(
         score_groups(
             role, _offset_groups(ctx, renderer, pairs["train"]), renderer.pad_id, budget
@@ -162,20 +175,36 @@ def _correct(gap: Tensor, rows: Sequence[Preference]) -> float:
 
 
 def pair_margins(
-    role: Role, renderer: Renderer, rows: Sequence[Preference], micro_batch_tokens: int
+    role: Role,
+    renderer: Renderer,
+    rows: Sequence[Preference],
+    micro_batch_tokens: int,
+    groups: Sequence[PromptGroup] | None = None,
 ) -> np.ndarray[Any, np.dtype[np.float64]]:
-    """[n] score of the chosen minus score of the rejected candidate."""
-    groups = [preference_group(renderer, row) for row in rows]
+    """[n] score of the chosen minus score of the rejected candidate.
+
+    Args:
+        role: the reward model.
+        renderer: of the run.
+        rows: the pairs.
+        micro_batch_tokens: of a forward pass.
+        groups: `preference_group` of each row, where they are known.
+    """
+    groups = groups or [preference_group(renderer, row) for row in rows]
     scores = score_groups(role, groups, renderer.pad_id, micro_batch_tokens).view(-1, 2)
     return (scores[:, 0] - scores[:, 1]).double().numpy()
 
 
 @torch.no_grad()
 def pair_losses(
-    role: Role, renderer: Renderer, rows: Sequence[Preference], micro_batch_tokens: int
+    role: Role,
+    renderer: Renderer,
+    rows: Sequence[Preference],
+    micro_batch_tokens: int,
+    groups: Sequence[PromptGroup] | None = None,
 ) -> tuple[float, float]:
-    """Mean weighted rank loss and accuracy of held-out pairs."""
-    groups = [preference_group(renderer, row) for row in rows]
+    """Mean weighted rank loss and accuracy of held-out pairs; arguments as of `pair_margins`."""
+    groups = groups or [preference_group(renderer, row) for row in rows]
     scores = score_groups(role, groups, renderer.pad_id, micro_batch_tokens).view(-1, 2)
     weight = sum(row.weight for row in rows)
     decided = max(1, sum(row.choice is not Choice.TIE for row in rows))
@@ -190,7 +219,7 @@ def _offset_groups(
     path = ctx.folder.data / "demonstrations.train.jsonl"
     if path.is_file() and path.stat().st_size:
         return [
-            demonstration_group(renderer, row) for row in read_demonstrations([path])[:_OFFSET_ROWS]
+            demonstration_group(renderer, row) for row in open_demonstrations(path)[:_OFFSET_ROWS]
         ]
     return [
         PromptGroup(renderer.prompt_ids(row.prompt), [renderer.completion_ids(row.chosen)])

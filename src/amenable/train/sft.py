@@ -12,12 +12,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from amenable.data.collate import PromptGroup, collate, split_groups
-from amenable.data.readers import read_demonstrations
 from amenable.data.render import Renderer
+from amenable.data.row_file import open_demonstrations
 from amenable.data.schemas import Demonstration
+from amenable.data.tokens.cache import TokenCache
 from amenable.losses.likelihood import cross_entropy
 from amenable.models.build import Foundation
 from amenable.models.export import export_policy
+from amenable.models.pull import cache_home
 from amenable.train.loop import Metrics, add_gradient, train_supervised
 
 if TYPE_CHECKING:
@@ -28,11 +30,11 @@ if TYPE_CHECKING:
 def run(ctx: StageContext) -> dict[str, Any]:
     """The `sft` stage: demonstrations to `models/sft`."""
     foundation = Foundation.open(ctx.recipe)
+    cache = TokenCache(cache_home() / "tokens", foundation.renderer, ctx.progress.say)
     groups = {
-        split: [
-            demonstration_group(foundation.renderer, row)
-            for row in read_demonstrations([ctx.folder.data / f"demonstrations.{split}.jsonl"])
-        ]
+        split: cache.demonstrations(
+            open_demonstrations(ctx.folder.data / f"demonstrations.{split}.jsonl")
+        )
         for split in ("train", "validation")
     }
     role = foundation.role("sft")

@@ -20,6 +20,8 @@ COMMANDS = [
     ("run",),
     ("generate",),
     ("report",),
+    ("data",),
+    *(("data", name) for name in ("check", "convert", "show", "stats", "formats")),
     ("models",),
     ("models", "list"),
     ("models", "pull"),
@@ -54,7 +56,7 @@ def test_help_explains(
     assert run_here(monkeypatch, *command, "--help") == 0
     text = capsys.readouterr().out
     assert "Usage: amenable" in text
-    if command not in ((), ("models",)):
+    if command not in ((), ("data",), ("models",)):
         assert f"Example: amenable {' '.join(command)}" in text
 
 
@@ -71,7 +73,10 @@ def test_module_runs_and_says_its_version() -> None:
             ("run", "examples/tiny.toml", "--set", "polcy.updates=3"),
             "polcy: unknown key; did you mean policy?",
         ),
-        (("run", "examples/tiny.toml", "--set", "data.prompts=none.jsonl"), "none.jsonl: no such"),
+        (
+            ("run", "examples/tiny.toml", "--set", "data.prompts=none.jsonl"),
+            "none.jsonl: there is no such",
+        ),
         (("run", "examples/tiny.toml", "--set", "model.base=examples"), "no config.json"),
         (("run", "examples/tiny.toml", "--only", "polish"), "no stage 'polish'"),
         (("report", "examples"), "no run folder"),

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from amenable.config.checks import RANGES, lookup
+from amenable.config.data import PreferenceSource
 from amenable.config.load import (
     field_help,
     flatten,
@@ -46,7 +47,7 @@ def test_file_then_overrides(tmp_path: Path) -> None:
     path = write(tmp_path, 'seed = 3\n[data]\nprompts = ["a", "b"]\n[policy]\nreward = "m:f"\n')
     recipe = load_recipe(path, ["policy.kl.coef=1", "policy.updates=7", "name=x"])
     assert recipe.seed == 3
-    assert recipe.data.prompts == ("a", "b")
+    assert recipe.data.prompts.files == ("a", "b")
     assert recipe.policy.kl.coef == 1.0
     assert isinstance(recipe.policy.kl.coef, float)
     assert (recipe.policy.updates, recipe.name) == (7, "x")
@@ -61,13 +62,38 @@ def test_file_then_overrides(tmp_path: Path) -> None:
         ("data.instruction=Say it: now", "data.instruction", "Say it: now"),
         ("sft.enabled=false", "sft.enabled", False),
         ("sft.learning_rate=1e-5", "sft.learning_rate", 1e-5),
-        ("data.preferences=one.jsonl", "data.preferences", ("one.jsonl",)),
-        ("data.preferences=['a', 'b']", "data.preferences", ("a", "b")),
+        ("data.preferences=one.jsonl", "data.preferences.files", ("one.jsonl",)),
+        ("data.preferences=['a', 'b']", "data.preferences.files", ("a", "b")),
+        ("data.preferences.files=one.jsonl", "data.preferences.files", ("one.jsonl",)),
+        ("data.prompts.columns.id=name", "data.prompts.columns.id", "name"),
         (" seed = 4 ", "seed", 4),
     ],
 )
 def test_override_values(override: str, key: str, value: object) -> None:
     assert lookup(load_recipe(None, [*READY, override]), key) == value
+
+
+@pytest.mark.parametrize(
+    "given",
+    ["data.preferences = 'a'", "data.preferences = ['a']", "[data.preferences]\nfiles = ['a']"],
+)
+def test_files_of_a_kind_stand_for_their_section(given: str, tmp_path: Path) -> None:
+    path = write(tmp_path, given)
+    overrides = ["data.preferences.format=hh", "data.preferences.columns.choice_values=['1', '2']"]
+    for more, files in (([], ("a",)), (["data.preferences=b"], ("b",))):
+        source = load_recipe(path, [*overrides, *more, "data.prompts=p"]).data.preferences
+        assert (source.files, source.format) == (files, "hh")
+        assert source.columns.choice_values == ("1", "2")
+        assert source
+
+
+def test_a_source_is_checked_like_any_section(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"data\.preferences\.file: unknown key; did you mean"):
+        load_recipe(write(tmp_path, "[data.preferences]\nfile = ['a']"))
+    with pytest.raises(RecipeError, match=r"data\.preferences\.shorthand: unknown key"):
+        load_recipe(write(tmp_path, "[data.preferences]\nshorthand = 'a'"))
+    with pytest.raises(RecipeError, match=r"data\.preferences\.files: must be a text or a list"):
+        load_recipe(write(tmp_path, "data.preferences = 7"))
 
 
 def test_defaults_written_out_load_to_the_same_recipe(tmp_path: Path) -> None:
@@ -98,7 +124,9 @@ def test_any_recipe_survives_toml(
         recipe,
         name=name,
         seed=seed,
-        data=replace(recipe.data, instruction=instruction, preferences=tuple(files)),
+        data=replace(
+            recipe.data, instruction=instruction, preferences=PreferenceSource(files=tuple(files))
+        ),
         sft=replace(recipe.sft, learning_rate=rate),
     )
     path = tmp_path_factory.mktemp("toml") / "recipe.toml"

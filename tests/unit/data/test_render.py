@@ -104,6 +104,31 @@ def test_a_template_that_does_not_fit_is_an_error(tokenizer: PreTrainedTokenizer
         ours.prompt_ids(prompt("Why?"))
 
 
+def test_whole_ids_are_those_of_a_renderer_without_limits(
+    tokenizer: PreTrainedTokenizerBase,
+) -> None:
+    for chat in (True, False):
+        cut = renderer(tokenizer, chat_template=chat, max_prompt_tokens=30, max_completion_tokens=4)
+        free = renderer(tokenizer, chat_template=chat, max_prompt_tokens=999)
+        long = prompt(TEXT * 3)
+        assert cut.whole_prompt_ids(long) == free.prompt_ids(long) != cut.prompt_ids(long)
+        assert tokenizer.decode(cut.whole_prompt_ids(long)) == cut.prompt_text(long)
+        assert cut.whole_completion_ids(TEXT) == free.completion_ids(TEXT)
+        assert cut.whole_completion_ids(TEXT)[:4] == cut.completion_ids(TEXT)
+        source = cut.completion_source(TEXT)
+        assert cut.encode_all([source, ""]) == [free.completion_ids(TEXT)[:-1], []]
+    assert renderer(tokenizer).encode_all([]) == []
+
+
+def test_a_template_that_refuses_a_prompt_names_it(tokenizer: PreTrainedTokenizerBase) -> None:
+    strict = copy.deepcopy(tokenizer)
+    strict.chat_template = "{{ raise_exception('turns must alternate') }}"
+    with pytest.raises(
+        DataError, match=r"refuses prompt 'p' \(turns: user\): turns must alternate; change"
+    ):
+        renderer(strict).prompt_ids(prompt())
+
+
 def test_completion_ends_with_eos(tokenizer: PreTrainedTokenizerBase) -> None:
     ids = renderer(tokenizer).completion_ids("Yes.")
     assert ids[-1] == EOS

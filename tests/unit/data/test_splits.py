@@ -2,9 +2,20 @@ from __future__ import annotations
 
 import hashlib
 
+import numpy as np
 import pytest
 
-from amenable.data.splits import draw, hold_out, linked_groups, rank, split_by_group
+from amenable.data.splits import (
+    draw,
+    draw_order,
+    held_out,
+    hold_out,
+    linked_codes,
+    linked_groups,
+    rank,
+    rank_bits,
+    split_by_group,
+)
 
 
 def first_letter(row: str) -> str:
@@ -92,3 +103,32 @@ def test_groups_that_share_a_prompt_are_joined_under_the_first_name() -> None:
     pairs = [("c", "1"), ("b", "1"), ("b", "2"), ("a", "2"), ("d", "3"), ("d", "4"), ("a", "5")]
     assert linked_groups(pairs) == {"a": "a", "b": "a", "c": "a", "d": "d"}
     assert linked_groups([]) == {}
+
+
+def test_columns_are_held_out_as_rows_are() -> None:
+    rows = [f"{number % 40}/{number}" for number in range(300)]
+    codes = np.array([rank_bits(row.split("/")[0]) for row in rows], dtype=np.uint64)
+    for count, most in ((0, 0.5), (17, 1 / 3), (1000, 0.25)):
+        _, held = hold_out(rows, count, lambda row: row.split("/")[0], most)
+        marks = held_out(codes, count, most)
+        assert [row for row, mark in zip(rows, marks.tolist(), strict=True) if mark] == held
+    assert held_out(codes[:0], 3, 0.5).tolist() == []
+
+
+def test_numbers_are_drawn_as_rows_are() -> None:
+    rows = [str(number) for number in range(50)]
+    places = np.arange(50)[::-1]
+    names = [rows[place] for place in places]
+    for count in (0, 7, 99):
+        drawn = draw_order(names, places, count, "seed 1")
+        assert [rows[place] for place in drawn] == draw(rows, count, same, "seed 1")
+
+
+def test_linked_codes_are_sets_of_groups() -> None:
+    groups = np.array([9, 8, 8, 7, 5, 5, 7], dtype=np.uint64)
+    keys = np.array([1, 1, 2, 2, 3, 4, 6], dtype=np.uint64)
+    members, links = linked_codes(groups, keys)
+    assert members.tolist() == [7, 8, 9]
+    assert len(set(links.tolist())) == 1
+    members, links = linked_codes(groups[4:], keys[4:])
+    assert (len(members), len(links)) == (0, 0)

@@ -12,14 +12,25 @@ import pytest
 
 from amenable.artifacts import RunFolder, StageContext
 from amenable.config.collect import CollectConfig
-from amenable.config.data import DataConfig
+from amenable.config.data import (
+    DataConfig,
+    DemonstrationSource,
+    PreferenceSource,
+    PromptSource,
+)
 from amenable.config.policy import PolicyConfig
 from amenable.config.recipe import Recipe
 from amenable.data import stage
-from amenable.data.readers import read_demonstrations, read_preferences, read_prompts
+from amenable.data.reading.readers import read_demonstrations, read_preferences, read_prompts
 from amenable.data.schemas import Demonstration, Message, Prompt, Speaker
 from amenable.errors import DataError
 
+SOURCES: dict[str, Any] = {
+    "demonstrations": DemonstrationSource,
+    "preferences": PreferenceSource,
+    "prompts": PromptSource,
+    "evaluation_prompts": PromptSource,
+}
 NOBODY = CollectConfig()
 SIMULATED = CollectConfig(annotator="simulated", pairs=10)
 REAL_DATA = Path(
@@ -50,12 +61,14 @@ class Run:
 @pytest.fixture
 def run(tmp_path: Path) -> Callable[..., Run]:
     def run_stage(seed: int = 0, collect: CollectConfig = NOBODY, **data: Any) -> Run:
-        recipe = Recipe(seed=seed, data=DataConfig(**data), collect=collect)
+        named = {kind: SOURCES[kind](files=data.pop(kind)) for kind in SOURCES if kind in data}
+        recipe = Recipe(seed=seed, data=DataConfig(**named, **data), collect=collect)
         done = Run(tmp_path / "run")
         context = SimpleNamespace(
             recipe=recipe,
             folder=RunFolder(done.root),
             progress=SimpleNamespace(say=done.said.append),
+            open_renderer=None,
         )
         done.section = stage.run(cast("StageContext", context))
         return done
@@ -246,7 +259,7 @@ def test_collecting_says_where_prompts_overlap_or_run_out(run: Any, write: Any) 
     [
         ({}, True),
         ({"collect": CollectConfig()}, False),
-        ({"data": DataConfig(preferences=("p.jsonl",))}, False),
+        ({"data": DataConfig(preferences=PreferenceSource(files=("p.jsonl",)))}, False),
         ({"policy": PolicyConfig(reward="folder")}, False),
     ],
 )
@@ -303,7 +316,7 @@ def test_the_report_tells_counts_lengths_and_sources(run: Any, write: Any) -> No
         [
             *preferences(30),
             {**preferences(1)[0], "id": "again"},
-            {"input_text": "same", "candidate_0": "a", "candidate_1": "a", "choice": "tie"},
+            {"input_text": "same", "candidate_0": "a", "candidate_1": "b", "choice": "tie"},
         ],
     )
     report = run(preferences=files, evaluation_rows=10, validation_rows=5).report
@@ -314,7 +327,16 @@ def test_the_report_tells_counts_lengths_and_sources(run: Any, write: Any) -> No
         "evaluation_prompts": 0,
     }
     assert report["choices"] == {"0": 31, "tie": 1}
-    assert (report["duplicate_preferences"], report["equal_candidates"]) == (1, 1)
+    assert (report["duplicate_preferences"], report["equal_candidates"]) == (1, 0)
+    assert report["reading"] == {
+        "preferences": {
+            "records": 32,
+            "rows": 32,
+            "dropped": {},
+            "coerced": {},
+            "formats": {files[0]: "native"},
+        }
+    }
     assert report["source"]["files"]["preferences"] == list(files)
     words = report["splits"]["preferences.train"]["words"]
     assert words["candidate_0"]["p50"] == 3  # "good 1 0"
@@ -334,6 +356,88 @@ def test_percentiles_are_of_the_nearest_rank(run: Any, write: Any) -> None:
         "p99": 100,
         "max": 101,
     }
+
+
+def test_faulty_rows_end_the_run_or_are_left_out_and_counted(run: Any, write: Any) -> None:
+    rows = preferences(60)
+    faulty = [{**row, "choice": 7} for row in rows[:3]]
+    same = [{**row, "id": "same"} for row in rows[:2]]
+    files = write("p", [*rows, *faulty, *same])
+    with pytest.raises(DataError, match=r"p.jsonl:61: field 'choice': found 7"):
+        run(preferences=files, **SMALL)
+    done = run(preferences=files, on_error="drop", **SMALL)
+    assert done.section["dropped"] == 4
+    assert done.report["read"]["preferences"] == 61
+    met = done.report["reading"]["preferences"]
+    assert (met["records"], met["rows"], sum(met["dropped"].values())) == (65, 61, 4)
+    assert done.report["dropped"] == {
+        f"preferences: {reason}": count for reason, count in met["dropped"].items()
+    }
+    assert sorted(met["dropped"].values()) == [1, 3]
+    said = "data: 3 records left out of preferences: field 'choice': found a number"
+    assert said in done.said
+
+
+def test_an_id_used_twice_is_refused(run: Any, write: Any) -> None:
+    rows = [{**row, "id": "same"} for row in demonstrations(2)]
+    with pytest.raises(
+        DataError, match=r"d.jsonl:2: field 'id': 'same' is used twice \(first at .*d.jsonl:1"
+    ):
+        run(demonstrations=write("d", rows))
+
+
+def test_nothing_is_left_of_the_spool(run: Any, write: Any, tmp_path: Path) -> None:
+    data = tmp_path / "run" / "data"
+    (data / stage.SPOOL).mkdir(parents=True)
+    (data / stage.SPOOL / "left").write_text("by a kill")
+    with pytest.raises(DataError, match="is missing"):
+        run(preferences=write("p", [*preferences(9), {"input_text": "no candidates"}]))
+    assert list(data.iterdir()) == []
+    done = run(preferences=write("p", preferences(60)), **SMALL)
+    names = {path.name for path in data.iterdir()}
+    assert names == {f"{split}.jsonl" for split in done.section["splits"]} | {"report.json"}
+
+
+@pytest.mark.parametrize("grows", ["demonstrations", "preferences", "prompts"])
+def test_rows_of_new_prompts_move_no_old_row_from_training_to_held_out(
+    run: Any, write: Any, grows: str
+) -> None:
+    """There are enough rows to hold out: new groups may push old ones out, never in."""
+
+    def grown(kind: str, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        fresh = [{**row, "input_text": f"new {row['input_text']}"} for row in rows]
+        return [*rows, *fresh] if kind == grows else rows
+
+    def texts(change: Callable[[str, list[dict[str, Any]]], Any]) -> dict[str, set[str]]:
+        pairs = change("preferences", preferences(300, 2))
+        grouped = [{**row, "group": f"document {n // 4}"} for n, row in enumerate(pairs)]
+        done = run(
+            demonstrations=write("d", change("demonstrations", demonstrations(400))),
+            preferences=write("p", grouped),
+            prompts=write("q", change("prompts", demonstrations(500))),
+            evaluation_rows=30,
+            validation_rows=15,
+        )
+        return {split: done.texts(split) for split in done.section["splits"]}
+
+    before = texts(lambda kind, rows: rows)
+    after = texts(grown)
+    assert any(text.startswith("new") for text in after[f"{grows}.train"])
+    for split in ("demonstrations.train", "preferences.train", "prompts.train"):
+        kind = split.split(".")[0]
+        for held in ("prompts.test", f"{kind}.validation", f"{kind}.test"):
+            assert before[split].isdisjoint(after.get(held, set())), (split, held)
+    assert texts(lambda kind, rows: rows) == before
+
+
+def test_more_preferences_keep_what_was_held_out(run: Any, write: Any) -> None:
+    """More rows of old prompts, and new prompts: what trained before is not tested on now."""
+    files = {"evaluation_prompts": write("e", demonstrations(20)), **SMALL}
+    before = run(preferences=write("p", preferences(200, 1)), **files)
+    trained, tested = before.texts("preferences.train"), before.texts("preferences.test")
+    after = run(preferences=write("p", preferences(500, 2)), **files)
+    assert trained.isdisjoint(after.texts("preferences.test"))
+    assert tested.isdisjoint(after.texts("preferences.train"))
 
 
 def one_harvest(max_words: int) -> list[Demonstration]:

@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from amenable.artifacts import StageContext, read_json, read_jsonl, write_jsonl
 from amenable.config.collect import CollectConfig
 from amenable.data.annotator import SimulatedAnnotator
-from amenable.data.readers import read_prompts
+from amenable.data.reading.readers import read_prompts
 from amenable.evaluate import stage
 from amenable.models.build import Foundation
 from amenable.models.export import export_policy, export_reward

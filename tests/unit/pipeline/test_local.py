@@ -15,7 +15,14 @@ from typing import TYPE_CHECKING, NoReturn
 import pytest
 
 from amenable.artifacts import StageContext, read_json
-from amenable.errors import DataError, NumericsError, StageError, StorageError, UsageError
+from amenable.errors import (
+    DataError,
+    NumericsError,
+    RecipeError,
+    StageError,
+    StorageError,
+    UsageError,
+)
 from amenable.pipeline import local
 
 if TYPE_CHECKING:
@@ -212,14 +219,34 @@ def test_missing_and_empty_data_files_are_refused_before_the_folder_is_made(
     pipeline: Pipeline,
 ) -> None:
     pipeline.source.write_text("")
-    with pytest.raises(DataError, match=r"is empty; data\.prompts needs at least one row"):
+    with pytest.raises(DataError, match=r"is empty; at least one row is needed \(data\.prompts\)"):
         pipeline.run()
     pipeline.source.unlink()
-    with pytest.raises(DataError, match=r"no such file; correct data\.prompts"):
+    with pytest.raises(DataError, match=r"no such file .* \(data\.prompts\)"):
         pipeline.run()
     with pytest.raises(DataError, match="is a folder"):
         pipeline.run(f"data.prompts={pipeline.root}")
+    for setting, message in (
+        ("format=lisp", "format 'lisp' is unknown; expected auto or one of"),
+        ("reader=nowhere:pairs", "reader: nowhere:pairs: nowhere cannot be imported"),
+        ("reader=json:nothing", "there is no function nothing in json"),
+    ):
+        pipeline.source.write_text("{}")
+        with pytest.raises(RecipeError, match=message):
+            pipeline.run(f"data.prompts.{setting}")
     assert not pipeline.out.exists()
+
+
+def test_the_code_of_a_reader_function_counts_as_input(pipeline: Pipeline) -> None:
+    reader = pipeline.root / "own.py"
+    reader.write_text("def rows(records):\n    yield from records\n")
+    setting = f"data.prompts.reader={reader}:rows"
+    pipeline.run(setting)
+    pipeline.run(setting)
+    assert pipeline.calls == []
+    reader.write_text("def rows(records):\n    return records\n")
+    pipeline.run(setting)
+    assert "letters" in pipeline.calls
 
 
 def test_full_disk_in_a_stage_is_told(pipeline: Pipeline) -> None:

@@ -9,7 +9,7 @@ import pytest
 from amenable.artifacts import StageContext, read_jsonl
 from amenable.config.collect import CollectConfig
 from amenable.data.annotator import SimulatedAnnotator
-from amenable.data.readers import read_preferences
+from amenable.data.reading.readers import read_preferences
 from amenable.data.schemas import Choice, Message, Prompt, Speaker
 from amenable.errors import StageError
 from amenable.rollout import collect

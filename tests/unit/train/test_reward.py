@@ -11,7 +11,7 @@ from transformers import AutoModelForSequenceClassification
 
 from amenable.artifacts import StageContext, read_json, read_jsonl, write_jsonl
 from amenable.data.collate import PromptGroup, collate
-from amenable.data.readers import read_preferences
+from amenable.data.reading.readers import read_preferences
 from amenable.data.schemas import Choice, Message, Preference, Prompt, Speaker
 from amenable.models.build import Foundation
 from amenable.models.heads import ScalarHead

@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM
 
 from amenable.artifacts import StageContext, read_jsonl, write_jsonl
 from amenable.data.collate import PromptGroup
-from amenable.data.readers import read_demonstrations
+from amenable.data.reading.readers import read_demonstrations
 from amenable.models.build import Foundation
 from amenable.models.roles import Role
 from amenable.train import sft

@@ -8,16 +8,19 @@ from typing import Any
 
 import pytest
 
-from amenable.data.readers import (
+from amenable.data.formats.native import (
     demonstration_to_row,
     preference_to_row,
-    prompt_key,
     prompt_to_row,
+)
+from amenable.data.reading.read_log import ReadLog
+from amenable.data.reading.readers import (
+    iter_preferences,
     read_demonstrations,
     read_preferences,
     read_prompts,
 )
-from amenable.data.schemas import Choice, Message, Prompt, Speaker
+from amenable.data.schemas import Choice, Message, Prompt, Speaker, prompt_key
 from amenable.errors import DataError
 
 Write = Callable[..., Path]
@@ -77,7 +80,8 @@ def test_reads_the_optional_keys_of_a_preference(write: Write) -> None:
     (row,) = read_preferences([write({**PAIR, **extra})])
     assert (row.prompt.id, row.prompt.group) == ("7", "g")
     assert (row.weight, row.margin, row.annotator) == (2.0, 0.5, "ann")
-    assert row.prompt.meta == {"strength": 9}
+    assert row.strength == 9
+    assert row.prompt.meta == {}
     assert preference_to_row(row) == {**PAIR, **extra, "id": "7"}
 
 
@@ -145,13 +149,14 @@ def test_default_ids_of_files_with_one_stem_differ(write: Write) -> None:
     assert [row.id for row in read_prompts([first, second])] == ["rows:1", "rows#2:1"]
 
 
-def test_models_may_answer_nothing_where_it_is_allowed(write: Write) -> None:
-    path = write({**PAIR, "candidate_0": ""})
-    (row,) = read_preferences([path], allow_empty=True)
-    assert row.candidate_0 == ""
-    assert "field 'candidate_0': is empty; write its text or remove" in refusal(
-        read_preferences, path
-    )
+def test_candidates_may_stand_in_the_last_message(write: Write) -> None:
+    turn = {"author": "user", "content": "Hi", "candidate_0": "a", "candidate_1": "b", "choice": 1}
+    log = ReadLog()
+    ((_, row),) = iter_preferences([write({"messages": [turn]})], log)
+    assert (row.candidate_0, row.candidate_1, row.choice) == ("a", "b", Choice.SECOND)
+    assert log.coerced == {"candidates and choice read from the last message": 1}
+    both = refusal(read_preferences, write({"messages": [turn], "choice": 1}))
+    assert "field 'choice': stands at the top level and in the last message; keep one" in both
 
 
 @pytest.mark.parametrize(
@@ -166,6 +171,8 @@ def test_models_may_answer_nothing_where_it_is_allowed(write: Write) -> None:
         ({"input_text": " \n"}, "field 'input_text': is empty; write its text or remove the row"),
         ({"input_text": 3}, "field 'input_text': found 3 (a number); expected a text in quotes"),
         ({"candidate_1": {"a": 1}}, "field 'candidate_1': found {\"a\":1} (an object)"),
+        ({"candidate_0": ""}, "field 'candidate_0': is empty; write its text or remove the row"),
+        ({"candidate_0": "Long."}, "field 'candidate_1': equals candidate_0, so that a choice"),
         ({"weight": 0}, "field 'weight': found 0 (a number); expected a number above 0"),
         ({"weight": True}, "field 'weight': found true (a truth value); expected a number above"),
         ({"margin": -1}, "field 'margin': found -1 (a number); expected a number of 0 or more"),
@@ -201,7 +208,8 @@ def test_a_missing_key_is_named(write: Write, key: str) -> None:
 def test_a_missing_key_comes_with_the_keys_that_are_there(write: Write) -> None:
     text = refusal(read_demonstrations, write({"input_text": "a", "output": "b"}))
     assert "field 'output_text': is missing; the row has 'input_text', 'output'; add" in text
-    assert "the row has no keys" in refusal(read_prompts, write({}))
+    nothing = refusal(read_prompts, write({}))
+    assert ":1: is in no known format of prompts; the row has no keys; name its columns" in nothing
 
 
 @pytest.mark.parametrize(
@@ -222,7 +230,7 @@ def test_a_missing_key_comes_with_the_keys_that_are_there(write: Write) -> None:
     ],
 )
 def test_faulty_messages_are_named(write: Write, messages: object, message: str) -> None:
-    text = refusal(read_prompts, write({"messages": messages}))
+    text = refusal(read_prompts, write({"messages": messages, "output_text": "z"}))
     assert ":1: field 'messages" in text
     assert message in text
 
@@ -233,93 +241,11 @@ def test_two_system_messages_are_refused(write: Write) -> None:
     assert "field 'context': messages begin with a system message already; keep one" in text
 
 
-def test_a_line_that_is_no_object_is_named(write: Write) -> None:
-    good = {"input_text": "a"}
-    assert ":2: found [1] (a list); expected a JSON object in braces" in refusal(
-        read_prompts, write(good, [1])
-    )
-    half = refusal(read_prompts, write(good, '{"input_text": "b'))
-    assert ":2: is not valid JSON (" in half
-    assert '): {"input_text": "b; write one whole JSON object a line' in half
-    assert "is not valid JSON" in refusal(read_prompts, write('{"input_text": NaN}'))
-    assert "is not valid JSON" in refusal(read_prompts, write('{"input_text": "\\ud800 a"}'))
-    assert "is not valid JSON" in refusal(read_prompts, write("[" * 100_000))
-
-
-def test_bytes_that_are_not_utf8_are_named(write: Write, tmp_path: Path) -> None:
-    path = tmp_path / "latin.jsonl"
-    path.write_bytes(b'{"input_text": "a"}\n{"input_text": "\xe9"}\n')
-    assert refusal(read_prompts, path) == (
-        f"{path}:2: byte 17 is not UTF-8 (0xe9); save it as UTF-8"
-    )
-
-
-def test_files_that_cannot_be_read_are_named(write: Write, tmp_path: Path) -> None:
-    missing = tmp_path / "none.jsonl"
-    assert refusal(read_prompts, missing) == (
-        f"{missing}: there is no such file (looked in {tmp_path}); correct the path"
-    )
-    assert refusal(read_prompts, tmp_path) == f"{tmp_path}: is a folder; name the files in it"
-    assert "rows.csv: cannot read this kind of file; expected a name ending in .jsonl or" in (
-        refusal(read_prompts, write("a", name="rows.csv"))
-    )
-    for empty in (write(name="none.jsonl"), write("", name="blank.jsonl")):
-        assert refusal(read_prompts, empty).startswith(f"{empty}: the file has no rows; write one")
-
-
-def test_a_damaged_gzip_is_named(write: Write, tmp_path: Path) -> None:
-    whole = gzip.compress(b"\n".join(b'{"input_text": "%d"}' % n for n in range(1000)))
-    torn = tmp_path / "torn.jsonl.gz"
-    torn.write_bytes(whole[:-20])
-    assert "is not a whole gzip file (Compressed file ended" in refusal(read_prompts, torn)
-    broken = tmp_path / "broken.jsonl.gz"
-    broken.write_bytes(whole[:40] + b"\xff" * 40 + whole[80:])
-    assert ":1: is not a whole gzip file (" in refusal(read_prompts, broken)
-    text = tmp_path / "text.jsonl.gz"
-    text.write_bytes(b'{"input_text": "a"}\n')
-    assert "is not a whole gzip file (Not a gzipped file" in refusal(read_prompts, text)
-    assert refusal(read_prompts, text).endswith("copy it again, or take .gz off its name")
-
-
-def test_a_file_that_may_not_be_opened_is_named(
-    write: Write, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def refuse(path: Path, mode: str) -> None:
-        raise PermissionError(13, "Permission denied")
-
-    path = write({"input_text": "a"})
-    monkeypatch.setattr(Path, "open", refuse)
-    assert refusal(read_prompts, path) == (
-        f"{path}: cannot be opened (Permission denied); check its permissions"
-    )
-
-
-def test_a_failing_disk_is_named(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Failing:
-        def __enter__(self) -> Failing:
-            return self
-
-        def __exit__(self, *error: object) -> None:
-            pass
-
-        def __iter__(self) -> Failing:
-            return self
-
-        def __next__(self) -> bytes:
-            raise OSError(5, "Input/output error")
-
-    path = write({"input_text": "a"})
-    monkeypatch.setattr(Path, "open", lambda path, mode: Failing())
-    assert refusal(read_prompts, path) == (
-        f"{path}:1: cannot be read (Input/output error); check the disk"
-    )
-
-
 def test_an_id_used_twice_names_both_lines(write: Write) -> None:
     first = write({"id": "x", "input_text": "a"}, name="one.jsonl")
     second = write({"input_text": "b"}, {"id": "x", "input_text": "c"}, name="two.jsonl")
     assert refusal(read_prompts, first, second) == (
-        f"{second}:2: field 'id': 'x' was used at {first}:1; give each row its own"
+        f"{second}:2: field 'id': 'x' is used twice (first at {first}:1); give each row its own"
     )
 
 

@@ -1,0 +1,353 @@
+"""`amenable data`: look at data files before anything is trained on them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from amenable.cli.options import AsJson
+
+if TYPE_CHECKING:
+    from amenable.config.data import SourceConfig
+    from amenable.config.recipe import Recipe
+    from amenable.data.content.statistics import Item, Part
+
+app = typer.Typer(
+    help="Check, convert, show and count data files.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+_KINDS = ("demonstrations", "preferences", "prompts")
+
+Files = Annotated[
+    list[str],
+    typer.Argument(metavar="FILE...", help="Paths, globs, URLs or hub:OWNER/NAME:SPLIT."),
+]
+Kind = Annotated[
+    str, typer.Option("--as", metavar="KIND", help=f"{', '.join(_KINDS)}, or found from the rows.")
+]
+FormatName = Annotated[
+    str, typer.Option("--format", metavar="NAME", help="See `amenable data formats`.")
+]
+Reader = Annotated[
+    str, typer.Option("--reader", metavar="MODULE:FUNCTION", help="A reader function of yours.")
+]
+Columns = Annotated[
+    list[str] | None,
+    typer.Option("--column", metavar="KEY=COLUMN", help="A column's own name; may be repeated."),
+]
+
+
+@app.command("check", epilog="Example: amenable data check pairs.jsonl --fix good.jsonl")
+def check(
+    files: Files,
+    kind: Kind = "auto",
+    format_name: FormatName = "auto",
+    reader: Reader = "",
+    column: Columns = None,
+    max_errors: Annotated[int, typer.Option(help="Faults to print; 0 prints all.")] = 100,
+    fix: Annotated[
+        Path | None,
+        typer.Option(metavar="OUT", help="Write good rows there, rejects with reasons beside."),
+    ] = None,
+    content: Annotated[
+        bool, typer.Option("--content", help="Also look for duplicates, leaks and label bias.")
+    ] = False,
+    held_out: Annotated[
+        list[str] | None,
+        typer.Option(metavar="FILE", help="Rows that are evaluated on, for --content."),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Read every row and tell of every fault, with file, line, field and remedy.
+
+    Exit code 2 if there is any fault.
+    """
+    from amenable.data.reading.check import check_files
+
+    source = _source(files, kind, format_name, reader, column)
+    report = check_files(source, _kind(kind), max_errors=max_errors, fix=fix)
+    found = _content(source, kind, held_out or ()) if content else None
+    if as_json:
+        told = report.as_json()
+        _print_json(told if found is None else {**told, "content": found})
+    else:
+        lines = [*report.lines(), *(() if found is None else _finding_lines(found["findings"]))]
+        typer.echo("\n".join(lines))
+    if not report.ok:
+        raise typer.Exit(2)
+
+
+@app.command("convert", epilog="Example: amenable data convert hh.jsonl.gz out.jsonl --to trl-chat")
+def convert(
+    file: Annotated[str, typer.Argument(metavar="IN", help="A path, glob, URL or hub data set.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="The file to write.")],
+    to: Annotated[str, typer.Option("--to", metavar="FORMAT", help="See `amenable data formats`.")],
+    kind: Kind = "auto",
+    format_name: FormatName = "auto",
+    reader: Reader = "",
+    column: Columns = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write the rows in the shape of another tool, and tell what that shape cannot hold."""
+    from amenable.data.reading.convert import convert as convert_rows
+    from amenable.data.reading.convert import lines
+
+    report = convert_rows(
+        _source([file], kind, format_name, reader, column), to, out, kind=_kind(kind)
+    )
+    if as_json:
+        _print_json(report)
+    else:
+        typer.echo("\n".join(lines(report)))
+
+
+@app.command("show", epilog="Example: amenable data show pairs.jsonl --model smollm2-135m")
+def show(
+    files: Annotated[
+        list[str], typer.Argument(metavar="FILE...", help="Data files, or one recipe (.toml).")
+    ],
+    model: Annotated[
+        str | None,
+        typer.Option(metavar="MODEL", help="Whose tokenizer.  [default: the recipe's]"),
+    ] = None,
+    rows: Annotated[int, typer.Option(help="Rows of each kind to show.")] = 3,
+    kind: Kind = "auto",
+    format_name: FormatName = "auto",
+    reader: Reader = "",
+    column: Columns = None,
+    html: Annotated[
+        Path | None, typer.Option("--html", metavar="OUT", help="Write a page instead.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show rows as training sees them: their tokens, and which of them carry the loss.
+
+    Below them stands what the tokenizer does to the rows: lengths, cuts, ends and beginnings.
+    """
+    from amenable.pipeline.preflight import silence_libraries
+
+    silence_libraries()
+    recipe, sources = _recipe_and_sources(files, kind, format_name, reader, column)
+    _show(_with_model(recipe, model), sources, rows, html, as_json)
+
+
+@app.command("stats", epilog="Example: amenable data stats pairs.jsonl --json")
+def stats(
+    files: Files,
+    kind: Kind = "auto",
+    format_name: FormatName = "auto",
+    reader: Reader = "",
+    column: Columns = None,
+    as_json: AsJson = False,
+) -> None:
+    """Count rows, lengths, choices, annotators and their agreement, file by file."""
+    from amenable.data.content.statistics import data_statistics, lines
+
+    source = _source(files, kind, format_name, reader, column)
+    found = data_statistics(_parts(source, kind))
+    if as_json:
+        _print_json(found)
+    else:
+        typer.echo("\n".join(lines(found)))
+
+
+@app.command("formats", epilog="Example: amenable data formats")
+def formats(as_json: AsJson = False) -> None:
+    """List the formats that are read and written."""
+    from amenable.data.formats.table import FORMATS
+
+    rows = [
+        {
+            "name": entry.name,
+            "description": entry.description,
+            "reads": [kind for kind in _KINDS if entry.reads(kind)],  # type: ignore[arg-type]
+            "writes": [kind for kind in _KINDS if entry.writes(kind)],  # type: ignore[arg-type]
+        }
+        for entry in FORMATS.values()
+    ]
+    if as_json:
+        _print_json(rows)
+        return
+    for row in rows:
+        typer.echo(f"{row['name']}: {row['description']}")
+        typer.echo(f"    reads {_listed(row['reads'])}; writes {_listed(row['writes'])}")
+
+
+def _listed(names: object) -> str:
+    assert isinstance(names, list)
+    return ", ".join(names) or "nothing"
+
+
+def _kind(kind: str) -> Any:
+    from amenable.errors import UsageError
+
+    if kind != "auto" and kind not in _KINDS:
+        raise UsageError(f"--as {kind!r}: expected one of {', '.join(_KINDS)}")
+    return kind
+
+
+def _source(
+    files: Sequence[str], kind: str, format_name: str, reader: str, column: Sequence[str] | None
+) -> SourceConfig:
+    """The command line's files and options as a section of a recipe."""
+    from amenable.config import data
+    from amenable.config.load import build_section
+    from amenable.data.formats.table import find_format
+
+    if format_name != "auto":
+        find_format(format_name)  # raises before anything is read
+    columns = _columns(column or ())
+    values: dict[str, Any] = {"files": list(files), "format": format_name, "reader": reader}
+    if columns:
+        values["columns"] = columns
+        kind = _kind_of_columns(columns) if kind == "auto" else kind
+    sections = {
+        "demonstrations": data.DemonstrationSource,
+        "preferences": data.PreferenceSource,
+        "prompts": data.PromptSource,
+    }
+    return build_section(sections.get(_kind(kind), data.SourceConfig), values, "command line")
+
+
+def _columns(pairs: Sequence[str]) -> dict[str, Any]:
+    from amenable.errors import UsageError
+
+    columns: dict[str, Any] = {}
+    for pair in pairs:
+        key, equals, name = pair.partition("=")
+        if not equals or not key or not name:
+            raise UsageError(f"--column {pair!r}: no KEY=COLUMN; write --column choice=label")
+        columns[key] = name.split(",") if key == "choice_values" else name
+    return columns
+
+
+def _kind_of_columns(columns: dict[str, Any]) -> str:
+    if {"candidate_0", "candidate_1", "choice"} & set(columns):
+        return "preferences"
+    return "demonstrations" if "output_text" in columns else "prompts"
+
+
+def _parts(source: SourceConfig, kind: str, *, drop: bool = False) -> dict[str, Part]:
+    """A set of rows for each file; a faulty row ends the reading or is left out."""
+    from dataclasses import replace
+
+    from amenable.data.reading.sources import find_sources
+
+    return {
+        file.shown: _part(replace(source, files=(file.name,)), kind, drop=drop)
+        for file in find_sources(source.files)
+    }
+
+
+def _part(source: SourceConfig, kind: str, *, drop: bool = False) -> Part:
+    def rows() -> Iterator[tuple[str, Item]]:
+        from amenable.data.reading.read_log import DroppingLog, ReadLog
+        from amenable.data.reading.readers import iter_items
+
+        log = DroppingLog() if drop else ReadLog()
+        for row, item in iter_items(source, _kind(kind), log):
+            yield f"{row.path}:{row.line}", item
+
+    return rows
+
+
+def _content(source: SourceConfig, kind: str, held_out: Sequence[str]) -> Any:
+    """What the rows say; faulty ones have been told of and are left out."""
+    from dataclasses import replace
+
+    from amenable.data.content.report import content_report
+
+    held = _parts(replace(source, files=tuple(held_out)), kind, drop=True) if held_out else {}
+    parts = _parts(source, kind, drop=True) | held
+    return content_report(parts, held_out=held.keys())
+
+
+def _finding_lines(findings: Sequence[dict[str, Any]]) -> Iterator[str]:
+    """Findings as the terminal shows them."""
+    for found in findings:
+        yield f"{found['level']}: {found['text']}"
+        yield f"    {found['means']} {found['try']}"
+        for example in found["examples"]:
+            place = example.get("place", "") if isinstance(example, dict) else example
+            text = example.get("text", "") if isinstance(example, dict) else ""
+            yield f"    {place}  {text}".rstrip()
+
+
+def _recipe_and_sources(
+    files: Sequence[str], kind: str, format_name: str, reader: str, column: Sequence[str] | None
+) -> tuple[Recipe, list[tuple[SourceConfig, str]]]:
+    """The rendering, and which rows to show: a recipe's, or the files' with the defaults."""
+    from amenable.config.load import load_recipe
+    from amenable.config.recipe import Recipe
+
+    if len(files) == 1 and files[0].endswith(".toml"):
+        recipe = load_recipe(files[0])
+        named = [(getattr(recipe.data, name), name) for name in _KINDS]
+        return recipe, [(source, name) for source, name in named if source]
+    return Recipe(), [(_source(files, kind, format_name, reader, column), kind)]
+
+
+def _with_model(recipe: Recipe, model: str | None) -> Recipe:
+    from dataclasses import replace
+
+    return recipe if model is None else replace(recipe, model=replace(recipe.model, base=model))
+
+
+def _show(
+    recipe: Recipe,
+    sources: Sequence[tuple[SourceConfig, str]],
+    rows: int,
+    html: Path | None,
+    as_json: bool,
+) -> None:
+    from amenable.data.render import Renderer
+    from amenable.data.schemas import Demonstration, Preference, Prompt
+    from amenable.data.tokens.report import token_report
+    from amenable.data.tokens.show import first_of_each_kind, rows_as_json, show_html, show_rows
+    from amenable.models.load import eos_ids, load_tokenizer
+    from amenable.models.pull import resolve_base
+
+    base = resolve_base(recipe.model.base)
+    tokenizer = load_tokenizer(base)
+    renderer = Renderer.from_recipe(recipe, tokenizer, eos_ids(base, tokenizer))
+    shown = first_of_each_kind(_items(sources), rows)
+    report = token_report(
+        renderer,
+        prompts=_items(sources, Prompt),
+        demonstrations=_items(sources, Demonstration),
+        preferences=_items(sources, Preference),
+    )
+    if as_json:
+        _print_json({"rows": rows_as_json(renderer, shown), "tokens": report})
+    elif html is not None:
+        from amenable.artifacts import write_text
+
+        write_text(html, show_html(renderer, shown))
+        typer.echo(f"wrote {html}")
+    else:
+        from rich.console import Console
+
+        show_rows(renderer, shown, Console())
+    if not as_json:
+        typer.echo("\n".join(_finding_lines(report["findings"])))
+
+
+def _items(
+    sources: Sequence[tuple[SourceConfig, str]], kind: type[Item] | None = None
+) -> Iterator[Any]:
+    """All rows, or those of one kind; reads the files anew."""
+    for source, name in sources:
+        for _, item in _part(source, name)():
+            if kind is None or type(item) is kind:
+                yield item
+
+
+def _print_json(value: object) -> None:
+    typer.echo(json.dumps(value, indent=2, ensure_ascii=False))

@@ -1,0 +1,92 @@
+"""A column map: the file's own names of what a row holds, from the recipe's `columns` section."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import fields, replace
+from typing import Any
+
+from amenable.config.data import PromptColumns
+from amenable.data.reading.json_records import Json
+from amenable.data.reading.read_log import listed, shown
+from amenable.data.reading.records import Row
+from amenable.errors import DataError, RecipeError
+
+
+def is_mapped(columns: PromptColumns) -> bool:
+    """Whether the recipe names any column."""
+    return columns != type(columns)()
+
+
+def native_row(row: Row, columns: PromptColumns) -> Row:
+    """The row under native keys; columns that are not named stay as they are.
+
+    A named `input_text` stands in for `messages` and `context` of the file, which are left out.
+
+    Args:
+        row: a record as the file has it.
+        columns: native key to column; dots lead into objects and lists (`turns.0`).
+
+    Raises:
+        DataError: a named column is missing, or the verdict is none of `choice_values`.
+        RecipeError: `choice_values` are not two or three.
+    """
+    named = {
+        entry.name: path
+        for entry in fields(columns)
+        if entry.name != "choice_values" and (path := getattr(columns, entry.name))
+    }
+    taken = {path if path in row.values else path.split(".")[0] for path in named.values()}
+    if "input_text" in named:
+        taken |= {"messages", "context"}
+    values: Json = {key: value for key, value in row.values.items() if key not in taken}
+    for key, path in named.items():
+        values[key] = _value(row, path)
+    if isinstance(values.get("input_text"), list):
+        values["messages"] = values.pop("input_text")
+    verdicts = getattr(columns, "choice_values", ())
+    if verdicts:
+        if len(verdicts) not in (2, 3):
+            raise RecipeError(
+                f"columns.choice_values: found {len(verdicts)}; expected what stands for "
+                "candidate_0, for candidate_1 and, if it can, for a tie"
+            )
+        values["choice"] = _choice(
+            row, values.get("choice"), named.get("choice", "choice"), verdicts
+        )
+    return replace(row, values=values)
+
+
+def _value(row: Row, path: str) -> Any:
+    value: Any = row.values
+    if path in row.values:  # a name with a dot in it
+        return row.values[path]
+    for depth, step in enumerate(path.split(".")):
+        if isinstance(value, Mapping) and step in value:
+            value = value[step]
+        elif isinstance(value, list) and step.isdigit() and int(step) < len(value):
+            value = value[int(step)]
+        else:
+            found = f"the row has {listed(row.values)}" if not depth else f"found {shown(value)}"
+            raise row.fault(path, f"is missing; {found}; correct the recipe's columns")
+    return value
+
+
+def _choice(row: Row, value: object, column: str, verdicts: tuple[str, ...]) -> int | str:
+    said = value if isinstance(value, str) else shown(value).split(" (")[0]
+    if said not in verdicts:
+        expected = " or ".join(map(repr, verdicts))
+        raise row.fault(column, f"found {shown(value)}; expected {expected} (choice_values)")
+    place = verdicts.index(said)
+    return "tie" if place == 2 else place
+
+
+def rows(records: Iterator[Row], columns: PromptColumns) -> Iterator[Row]:
+    """`native_row` of each; a fault goes to the log and the next row is taken."""
+    for record in records:
+        try:
+            row = native_row(record, columns)
+        except DataError as error:
+            record.log.fault(error, record.values)
+        else:
+            yield row

@@ -1,0 +1,179 @@
+"""`amenable data` as it is typed: what it prints, what it writes, how it ends."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from amenable.cli import main as cli
+
+PAIR = {"input_text": "Sum it up.", "candidate_0": "Short.", "candidate_1": "Long.", "choice": 1}
+LLMBAR = {"input": "Say hi.", "output_1": "Hi.", "output_2": "Ho.", "label": 2}
+COLUMNS = [
+    *("--column", "input_text=input", "--column", "candidate_0=output_1"),
+    *("--column", "candidate_1=output_2", "--column", "choice=label"),
+    *("--column", "choice_values=1,2"),
+]
+READER = """
+def pairs(records):
+    for row in records:
+        yield {"input_text": row["q"], "candidate_0": "a", "candidate_1": "b", "choice": 0}
+"""
+
+Run = Callable[..., tuple[int, str, str]]
+Write = Callable[..., str]
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    def run_here(*words: str | Path) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["amenable", "data", *map(str, words)])
+        with pytest.raises(SystemExit) as caught:
+            cli.main()
+        streams = capsys.readouterr()
+        assert isinstance(caught.value.code, int)
+        return caught.value.code, streams.out, streams.err
+
+    return run_here
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Write:
+    def write_rows(*rows: object, name: str = "pairs.jsonl") -> str:
+        path = tmp_path / name
+        path.write_text("".join(f"{json.dumps(row)}\n" for row in rows), "utf-8")
+        return str(path)
+
+    return write_rows
+
+
+def test_check_tells_every_fault_and_ends_with_2(run: Run, write: Write) -> None:
+    path = write(PAIR, {**PAIR, "choice": "1"}, {**PAIR, "candidate_1": ""})
+    code, out, _ = run("check", path)
+    assert code == 2
+    assert f"{path}:2: field 'choice': found \"1\" (a text); expected 0 or 1" in out
+    assert f"{path}:3: field 'candidate_1': is empty" in out
+    assert "2 faults" in out
+    code, out, _ = run("check", path, "--max-errors", "1", "--json")
+    assert code == 2
+    assert [fault["line"] for fault in json.loads(out)["faults"]] == [2]
+    assert run("check", write(PAIR))[0] == 0
+
+
+def test_check_mends(run: Run, write: Write, tmp_path: Path) -> None:
+    path = write(PAIR, {**PAIR, "choice": 7})
+    good = tmp_path / "good.jsonl"
+    assert run("check", path, "--fix", good)[0] == 2
+    assert run("check", good)[0] == 0
+    (reject,) = (tmp_path / "good.rejects.jsonl").read_text().splitlines()
+    assert json.loads(reject)["field"] == "choice"
+    code, _, err = run("check", path, "--fix", good)
+    assert code == 2
+    assert "good.jsonl" in err
+
+
+def test_check_looks_at_the_content(run: Run, write: Write) -> None:
+    rows = [{**PAIR, "input_text": f"Question {n}?"} for n in range(40)]
+    seen = write(*rows, name="seen.jsonl")
+    held = write(rows[0], name="held.jsonl")
+    code, out, _ = run("check", seen, "--content", "--held-out", held)
+    assert code == 0
+    assert "warning: 1 of 1 prompts of" in out
+    assert f"{held}:1  Question 0?" in out
+    _, out, _ = run("check", seen, "--content", "--json")
+    assert json.loads(out)["content"]["sets"][seen]["rows"] == 40
+
+
+def test_columns_and_readers_are_given_on_the_command_line(
+    run: Run, write: Write, tmp_path: Path
+) -> None:
+    path = write(LLMBAR)
+    code, out, _ = run("check", path)
+    assert code == 2
+    assert "is in no known format" in out
+    assert run("check", path, *COLUMNS)[0] == 0
+    reader = tmp_path / "mine.py"
+    reader.write_text(READER)
+    code, out, _ = run("stats", write({"q": "Which?"}), "--reader", f"{reader}:pairs", "--json")
+    assert code == 0
+    assert next(iter(json.loads(out).values()))["choices"]["0"] == 1
+
+
+def test_convert_tells_what_was_lost(run: Run, write: Write, tmp_path: Path) -> None:
+    path = write({**PAIR, "annotator": "ann"}, {**PAIR, "choice": "tie", "id": "t"})
+    out_path = tmp_path / "out.jsonl"
+    code, out, _ = run("convert", path, out_path, "--to", "trl")
+    assert code == 0
+    assert "1 of 2 preferences written as trl" in out
+    assert "annotator, of 1 row" in out
+    (row,) = map(json.loads, out_path.read_text().splitlines())
+    assert row == {"prompt": "Sum it up.", "chosen": "Long.", "rejected": "Short."}
+    _, out, _ = run("convert", path, tmp_path / "again.jsonl", "--to", "native", "--json")
+    assert json.loads(out)["written"] == 2
+
+
+def test_stats_prints_figures_and_stops_at_a_fault(run: Run, write: Write) -> None:
+    code, out, _ = run("stats", write(PAIR, {**PAIR, "choice": "tie"}))
+    assert code == 0
+    assert "0 candidate_0, 1 candidate_1, 1 ties" in out
+    code, _, err = run("stats", write(PAIR, {**PAIR, "choice": 3}))
+    assert code == 2
+    assert ":2: field 'choice': found 3" in err
+
+
+def test_formats_are_listed(run: Run) -> None:
+    _, out, _ = run("formats")
+    assert "hh: chosen, rejected: two dialogues" in out
+    _, out, _ = run("formats", "--json")
+    rows: list[dict[str, Any]] = json.loads(out)
+    assert {"native", "trl", "kto", "hh", "oasst"} <= {row["name"] for row in rows}
+    assert next(row for row in rows if row["name"] == "oasst")["writes"] == []
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("check", "none.jsonl", "--as", "pears"), "--as 'pears': expected one of demonstrations"),
+        (("check", "none.jsonl", "--column", "choice"), "no KEY=COLUMN; write --column choice="),
+        (("check", "none.jsonl", "--column", "chioce=x"), "columns.chioce: unknown key"),
+        (("check", "none.jsonl", "--format", "lisp"), "format 'lisp' is unknown; expected auto"),
+        (("stats", "none.jsonl"), "none.jsonl: there is no such file"),
+        (("convert", "none.jsonl", "out.jsonl", "--to", "lisp"), "format 'lisp' is unknown"),
+    ],
+)
+def test_bad_usage_is_told(run: Run, words: tuple[str, ...], message: str) -> None:
+    code, out, err = run(*words)
+    assert code == 2
+    assert message in f"{out}{err}"
+
+
+def test_show_prints_tokens_writes_a_page_and_json(
+    run: Run, write: Write, tmp_path: Path, tiny: Path
+) -> None:
+    path = write(PAIR)
+    code, out, _ = run("show", path, "--model", tiny)
+    assert code == 0
+    assert "candidate_1 · chosen" in out
+    page = tmp_path / "page.html"
+    assert run("show", path, "--model", tiny, "--html", page)[0] == 0
+    assert "candidate_1" in page.read_text("utf-8")
+    _, out, _ = run("show", path, "--model", tiny, "--json")
+    told = json.loads(out)
+    assert len(told["rows"]) == 1
+    assert told["tokens"]["kinds"]["preferences"]["rows"] == 1
+
+
+def test_show_takes_a_recipe(run: Run, write: Write, tmp_path: Path, tiny: Path) -> None:
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text(
+        f'policy.reward = "m:f"\ndata.instruction = "Be brief."\ndata.prompts = ["{write(PAIR)}"]\n'
+        f'model.base = "{tiny}"\n'
+    )
+    code, out, _ = run("show", recipe)
+    assert code == 0
+    assert "brief" in out.replace("|", "")

@@ -1,0 +1,157 @@
+"""Reader functions of the user's own: from a file or a module, joined, dropped, faulty."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from amenable.config.data import DemonstrationSource, PreferenceSource
+from amenable.data.reading.custom import load_reader
+from amenable.data.reading.readers import iter_demonstrations, iter_preferences
+from amenable.data.reading.records import ReadLog
+from amenable.data.schemas import Drop
+from amenable.errors import DataError, RecipeError
+
+READER = """
+from __future__ import annotations
+from dataclasses import dataclass
+from amenable.data.schemas import Drop
+
+@dataclass
+class Kept:
+    text: str
+
+def pairs(records):
+    for row in records:
+        if row["skip"]:
+            yield Drop("skipped")
+        else:
+            row = Kept(row["q"])
+            yield {"input_text": row.text, "candidate_0": "A", "candidate_1": "B", "choice": 0}
+
+def joined(records):
+    for row in list(records):
+        yield {"input_text": row["q"], "output_text": "A"}
+
+def twice(records):
+    for row in records:
+        yield {"input_text": row["q"], "output_text": "A"}
+        yield {"input_text": row["q"], "output_text": "B"}
+
+def failing(records):
+    for row in records:
+        yield {"input_text": row["nothing"]}
+
+def failing_first(records):
+    raise ValueError("not today")
+
+def early(records):
+    yield {"input_text": "Q"}
+
+def wrong(records):
+    for row in records:
+        yield row["q"]
+
+def incomplete(records):
+    for row in records:
+        yield {"input_text": row["q"]}
+
+answer = 42
+"""
+ROWS = '{"q": "One", "skip": false}\n{"q": "Two", "skip": true}\n{"q": "Three", "skip": false}\n'
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    (tmp_path / "my_readers.py").write_text(READER)
+    (tmp_path / "rows.jsonl").write_text(ROWS)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    return tmp_path
+
+
+def demonstrations(reader: str) -> list[tuple[int, str, str]]:
+    source = DemonstrationSource(files=("rows.jsonl",), reader=reader)
+    found = iter_demonstrations(source, ReadLog())
+    return [(row.line, item.prompt.id, item.output_text) for row, item in found]
+
+
+@pytest.mark.parametrize("place", ["my_readers.py", "./my_readers.py", "my_readers"])
+def test_rows_and_drops(place: str) -> None:
+    log = ReadLog()
+    source = PreferenceSource(files=("rows.jsonl",), reader=f"{place}:pairs")
+    found = list(iter_preferences(source, log))
+    assert [(row.line, item.prompt.text, item.prompt.id) for row, item in found] == [
+        (1, "One", "rows:1"),
+        (3, "Three", "rows:3"),
+    ]
+    assert (log.records, log.rows, log.dropped) == (3, 2, {"skipped": 1})
+    assert log.formats == {"rows.jsonl": f"reader {place}:pairs"}
+
+
+def test_every_row_of_one_record_has_an_id_of_its_own() -> None:
+    ids = [name for _, name, _ in demonstrations("my_readers.py:twice")]
+    assert ids == ["rows:1", "rows:1.2", "rows:2", "rows:2.2", "rows:3", "rows:3.2"]
+
+
+def test_rows_of_a_whole_file_stand_at_its_last_record() -> None:
+    found = demonstrations("my_readers.py:joined")
+    assert [(line, name) for line, name, _ in found] == [
+        (3, "rows:3"),
+        (3, "rows:3.2"),
+        (3, "rows:3.3"),
+    ]
+
+
+def test_file_hides_no_module_of_its_name(folder: Path) -> None:
+    (folder / "json.py").write_text("def pairs(records):\n    return []\n")
+    import json
+
+    assert load_reader("json.py:pairs")([]) == []
+    assert json.loads("1") == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("my_readers.py", "is no file and function; write"),
+        (":pairs", "is no file and function"),
+        ("my_readers:", "is no file and function"),
+        ("elsewhere.py:pairs", "there is no file .*elsewhere.py"),
+        ("elsewhere:pairs", r"elsewhere cannot be imported .*path/to/elsewhere.py:pairs"),
+        ("my_readers.py:none", "there is no function none in my_readers.py"),
+        ("my_readers.py:answer", "there is no function answer"),
+        ("broken.py:pairs", r"cannot be loaded \(SyntaxError"),
+    ],
+)
+def test_reader_that_is_not_there(name: str, message: str, folder: Path) -> None:
+    (folder / "broken.py").write_text("def pairs(:\n")
+    with pytest.raises(RecipeError, match=message):
+        load_reader(name)
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        ("failing", r"rows.jsonl:1: the reader .* failed: KeyError: 'nothing'"),
+        ("failing_first", "failed: ValueError: not today"),
+        ("early", "yielded a row before it took a record"),
+        ("wrong", r"rows.jsonl:1: the reader .* yielded \"One\" \(a text\); expected a dict"),
+        ("incomplete", r"rows.jsonl:1: field 'output_text': is missing"),
+    ],
+)
+def test_faulty_reader(function: str, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        demonstrations(f"my_readers.py:{function}")
+
+
+def test_current_directory_is_looked_in(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "path", [one for one in sys.path if one != str(folder)])
+    (folder / "lying_here.py").write_text("def pairs(records):\n    return []\n")
+    assert load_reader("lying_here:pairs")([]) == []
+
+
+def test_drop_has_a_reason() -> None:
+    assert Drop("why").reason == "why"
