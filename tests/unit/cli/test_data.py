@@ -153,8 +153,10 @@ def test_bad_usage_is_told(run: Run, words: tuple[str, ...], message: str) -> No
 
 
 def test_show_prints_tokens_writes_a_page_and_json(
-    run: Run, write: Write, tmp_path: Path, tiny: Path
+    run: Run, write: Write, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
+    pytest.importorskip("torch")
+    tiny = request.getfixturevalue("tiny")
     path = write(PAIR)
     code, out, _ = run("show", path, "--model", tiny)
     assert code == 0
@@ -168,7 +170,11 @@ def test_show_prints_tokens_writes_a_page_and_json(
     assert told["tokens"]["kinds"]["preferences"]["rows"] == 1
 
 
-def test_show_takes_a_recipe(run: Run, write: Write, tmp_path: Path, tiny: Path) -> None:
+def test_show_takes_a_recipe(
+    run: Run, write: Write, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    pytest.importorskip("torch")
+    tiny = request.getfixturevalue("tiny")
     recipe = tmp_path / "recipe.toml"
     recipe.write_text(
         f'policy.reward = "m:f"\ndata.instruction = "Be brief."\ndata.prompts = ["{write(PAIR)}"]\n'

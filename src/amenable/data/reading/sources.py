@@ -158,8 +158,8 @@ def hub_name(name: str) -> HubName:
 
 def _expand(name: str) -> list[str]:
     if name.startswith(HUB):
-        need_package("datasets", name, extra="hub")
         hub_name(name)
+        need_package("datasets", name, extra="hub")
         return [name]
     if is_url(name):
         return expand_url(name)

@@ -198,7 +198,14 @@ def _batch_rows(metadata: Any) -> int:
 
 
 def _cells(column: Any) -> list[Any]:
-    """The column's values; a `_NotJson` in the place of one that has no Python form."""
+    """The column's values; a `_NotJson` in the place of one that has no Python form.
+
+    Times lose what is below a microsecond: Python has no such times without pandas.
+    """
+    import pyarrow as pa
+
+    if pa.types.is_timestamp(column.type) and column.type.unit == "ns":
+        column = column.cast(pa.timestamp("us", column.type.tz), safe=False)
     try:
         return list(column.to_pylist())
     except Exception:  # times beyond Python's, broken UTF-8: find the cells at fault

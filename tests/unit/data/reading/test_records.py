@@ -543,7 +543,7 @@ def test_parquet_gives_plain_json_types(parquet: Callable[[pa.Table], Source]) -
     assert [line for line, _ in rows] == [1, 2, 3]
     first = rows[0][1]
     nano = first.pop("nano")
-    assert nano.startswith("1970-01-01T00:00:00.000000")
+    assert nano == "1970-01-01T00:00:00"  # microseconds are all that is kept
     assert first == {
         "text": "é",
         "list": [{"role": "user", "n": 1}],

@@ -524,6 +524,7 @@ def test_hub_names_are_taken_apart(tmp_path: Path) -> None:
     assert hub_name("hub:o/n/c:validation") == HubName("o/n", "c", "validation")
     assert hub_name("hub:n") == HubName("n", None, "train")
     assert hub_name(f"hub:{tmp_path}:test") == HubName(str(tmp_path), None, "test")
+    pytest.importorskip("datasets")
     sources = find_sources(["hub:o/n", "hub:o/n:test", f"hub:{tmp_path}"])
     assert [source.label for source in sources] == ["n", "n-test", tmp_path.name]
     assert sources[0].is_hub
