@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from amenable.data.schemas import Message, Prompt, Speaker
@@ -76,6 +77,18 @@ class Renderer:
         """Whether the tokenizer's chat template is used; else prompts are plain text."""
         return self.chat_template and bool(self.tokenizer.chat_template)
 
+    @cached_property
+    def prefix_ids(self) -> tuple[int, ...]:
+        """The beginning-of-sequence token, where a plain prompt needs one.
+
+        That is where the tokenizer itself puts it before text, as those of Llama and Gemma do; a
+        chat template writes its own.
+        """
+        bos = self.tokenizer.bos_token_id
+        if self.templated or bos is None:
+            return ()
+        return (int(bos),) if list(self.tokenizer("a")["input_ids"])[:1] == [bos] else ()
+
     def prompt_ids(self, prompt: Prompt) -> list[int]:
         """Ids of the rendered prompt, at most `max_prompt_tokens`.
 
@@ -90,7 +103,7 @@ class Renderer:
         Raises:
             DataError: the template refuses the prompt.
         """
-        return self._ids(self.prompt_text(prompt))
+        return [*self.prefix_ids, *self._ids(self.prompt_text(prompt))]
 
     def fit_prompt(self, prompt: Prompt, whole: list[int]) -> list[int]:
         """`prompt_ids` of a prompt whose `whole_prompt_ids` are known.
@@ -110,7 +123,7 @@ class Renderer:
                 )
             text_ids = text_ids[: len(text_ids) - excess]
             shortened = str(self.tokenizer.decode(text_ids)).rstrip()
-            ids = self._ids(self._render(prompt, shortened))
+            ids = [*self.prefix_ids, *self._ids(self._render(prompt, shortened))]
             excess = len(ids) - self.max_prompt_tokens
         return ids
 
@@ -145,6 +158,10 @@ class Renderer:
     def encode_all(self, texts: Sequence[str]) -> list[list[int]]:
         """Ids of each text, in one call (faster than one by one) and with no token added."""
         return [list(ids) for ids in self._tokenize(list(texts))] if texts else []
+
+    def encode_prompts(self, texts: Sequence[str]) -> list[list[int]]:
+        """Ids of rendered prompts, `prefix_ids` before each."""
+        return [[*self.prefix_ids, *ids] for ids in self.encode_all(texts)]
 
     def completion_text(self, ids: Sequence[int]) -> str:
         """The text of completion ids, without special tokens and outer white space."""

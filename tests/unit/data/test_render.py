@@ -167,3 +167,24 @@ def test_plain_text_where_there_is_no_template(tokenizer: PreTrainedTokenizerBas
 def test_pad_that_ends_a_sequence_is_refused(tokenizer: PreTrainedTokenizerBase) -> None:
     with pytest.raises(ModelError, match="also an end-of-sequence token; stopping could not be"):
         Renderer(tokenizer, frozenset({EOS, int(tokenizer.pad_token_id)}))
+
+
+def test_a_plain_prompt_begins_as_the_tokenizer_begins_text(
+    tokenizer: PreTrainedTokenizerBase,
+) -> None:
+    """As those of Llama and Gemma: BOS once, also where the prompt is cut; never in a template."""
+    from tokenizers.processors import TemplateProcessing
+
+    with_bos = copy.deepcopy(tokenizer)
+    with_bos.add_special_tokens({"bos_token": "<s>"})
+    bos = with_bos.bos_token_id
+    with_bos.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", bos)]
+    )
+    plain = renderer(with_bos, chat_template=False, max_prompt_tokens=12)
+    assert plain.prompt_ids(prompt("Why?")) == with_bos("Why?\n\n")["input_ids"]
+    cut = plain.prompt_ids(prompt(TEXT * 3))
+    assert len(cut) <= 12
+    assert (cut[0], cut.count(bos)) == (bos, 1)
+    assert renderer(with_bos).prompt_ids(prompt("Why?")).count(bos) == 0
+    assert renderer(tokenizer, chat_template=False).prefix_ids == ()

@@ -195,7 +195,7 @@ class TokenCache:
         end, longest = int(renderer.tokenizer.eos_token_id), renderer.max_completion_tokens
         rest = iter(rows)
         while part := list(islice(rest, _ROWS_AT_ONCE)):
-            whole = renderer.encode_all([renderer.prompt_text(row.prompt) for row in part])
+            whole = renderer.encode_prompts([renderer.prompt_text(row.prompt) for row in part])
             texts = [renderer.completion_source(text) for row in part for text in texts_of(row)]
             encoded = iter(renderer.encode_all(texts))
             for row, prompt in zip(part, whole, strict=True):

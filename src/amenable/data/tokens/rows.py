@@ -112,7 +112,7 @@ def tokenize_rows(
             rendered.append((row, renderer.prompt_text(prompt_of(row))))
         except DataError as error:
             refused.append(RefusedRow(prompt_of(row).id, str(error)))
-    prompts = renderer.encode_all([text for _, text in rendered])
+    prompts = renderer.encode_prompts([text for _, text in rendered])
     sources = [
         (text, renderer.completion_source(text))
         for row, _ in rendered
@@ -120,7 +120,7 @@ def tokenize_rows(
     ]
     owners = [text for row, text in rendered for _ in completions_of(row)]
     completions = renderer.encode_all([source for _, source in sources])
-    joined = renderer.encode_all(
+    joined = renderer.encode_prompts(
         [prompt + source for prompt, (_, source) in zip(owners, sources, strict=True)]
     )
     eos = int(renderer.tokenizer.eos_token_id)

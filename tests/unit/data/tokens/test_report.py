@@ -385,9 +385,14 @@ def test_a_bos_that_the_tokenizer_would_add_and_the_prompt_lacks(
         single="<s> $A", special_tokens=[("<s>", tokenizer.bos_token_id)]
     )
     assert token_report(render(tokenizer), demonstrations=GOOD)["findings"] == []
-    plain = token_report(render(tokenizer, chat_template=False), demonstrations=GOOD)
-    assert only(plain, "bos_missing")["share"] == 1
-    assert plain["tokenizer"]["adds_bos"]
+    plain = render(tokenizer, chat_template=False)
+    told = token_report(plain, demonstrations=GOOD)
+    assert told["tokenizer"]["adds_bos"]
+    assert told["findings"] == []
+    assert plain.prompt_ids(GOOD[0].prompt)[0] == tokenizer.bos_token_id
+    tokenizer.chat_template = CHAT_TEMPLATE
+    without = token_report(render(tokenizer), demonstrations=GOOD)
+    assert only(without, "bos_missing")["share"] == 1
 
 
 def test_tokens_that_reach_over_the_boundary(tokenizer: PreTrainedTokenizerBase) -> None:
