@@ -59,13 +59,16 @@ def run_stage(rows: Path, out: Path) -> dict[str, Any]:
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     recipe = Recipe(data=DataConfig(preferences=PreferenceSource(files=(str(rows),))))
     context: Any = SimpleNamespace(
-        recipe=recipe, folder=RunFolder(out), progress=SimpleNamespace(say=lambda text: None)
+        recipe=recipe,
+        folder=RunFolder(out),
+        progress=SimpleNamespace(say=lambda text: None),
+        open_renderer=None,  # the look at tokens is timed by itself
     )
     start, cpu = time.perf_counter(), time.process_time()
     section = stage.run(context)
     wall, cpu = time.perf_counter() - start, time.process_time() - cpu
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    count = section["preferences"]
+    count = json.loads((out / "data" / "report.json").read_text("utf-8"))["read"]["preferences"]
     return {
         "rows": count,
         "file_bytes": rows.stat().st_size,

@@ -54,6 +54,3 @@ near_rows = st.dictionaries(
     max_size=8,
 )
 """Objects that are nearly rows: right keys, often wrong values."""
-
-grouped = st.lists(st.tuples(st.integers(0, 8).map(str), st.integers(0, 10**6)), max_size=60)
-"""(group, row) pairs."""

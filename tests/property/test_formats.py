@@ -21,14 +21,17 @@ from hypothesis import strategies as st
 from amenable.config.data import DemonstrationSource, PreferenceSource, PromptSource
 from amenable.data.formats.format import KINDS, Format
 from amenable.data.formats.table import FORMATS, detect
+from amenable.data.reading.check import check_files
 from amenable.data.reading.convert import _Writing
 from amenable.data.reading.rankings import gather, pairs_of
 from amenable.data.reading.readers import iter_demonstrations, iter_preferences, iter_prompts
 from amenable.data.reading.records import DroppingLog, ReadLog, Row
+from amenable.data.row_table import read_table
 from amenable.data.schemas import Choice, Demonstration, Message, Preference, Prompt, Speaker
 from amenable.errors import DataError
 
-from .data_strategies import json_values, metas, names, prompts, texts
+from ..unit.data.formats.samples import SAMPLES  # noqa: TID252 - the tests are no package
+from .data_strategies import RESERVED, json_values, metas, names, prompts, texts
 
 WRITABLE = [(form, kind) for form in FORMATS.values() for kind in KINDS if form.writes(kind)]
 RESERVED_BY_ANY = {
@@ -214,6 +217,39 @@ def test_order_of_the_lines_changes_no_row(form: Format, kind: str, data: st.Dat
             found.append(Counter(said(row) for _, row in made))
     assert found[0] == found[1]
     assert found[0]
+
+
+# Other keys -----------------------------------------------------------------------------------
+
+OTHERS = st.dictionaries(
+    st.sampled_from(sorted(RESERVED | {f"other_{name}" for name in RESERVED})),
+    json_values | st.sampled_from([0, 1, "tie", "a", 0.5]),
+    max_size=4,
+)
+
+
+@pytest.mark.parametrize("name", SAMPLES)
+@given(data=st.data())
+@settings(max_examples=30, deadline=None)
+def test_what_a_check_passes_the_data_stage_can_take(name: str, data: st.DataObject) -> None:
+    form = FORMATS[name]
+    kind = data.draw(st.sampled_from([kind for kind in KINDS if form.reads(kind)]))
+    source, reader = SOURCES[kind]
+    records = [{**data.draw(OTHERS), **record} for record in SAMPLES[name]]
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "rows.jsonl"
+        path.write_text("".join(json.dumps(record) + "\n" for record in records))
+        named = source(files=(str(path),), format=name)
+        report = check_files(named, kind)
+        log = DroppingLog()
+        table = read_table(Path(folder) / "spool", reader(named, log), log)
+        assert len(table) == report.rows
+        if report.ok:
+            assert not log.examples
+            out = Path(folder) / "fixed.jsonl"
+            check_files(named, kind, fix=out)
+            native = list(reader(source(files=(str(out),), format="native"), ReadLog()))
+            assert len(native) == len(table)
 
 
 # Anything at all ------------------------------------------------------------------------------

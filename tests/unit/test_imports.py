@@ -14,6 +14,7 @@ LIGHT_MODULES = [
     "amenable.progress",
     "amenable.config.load",
     "amenable.data.schemas",
+    "amenable.data.reading.check",
     "amenable.data.reading.readers",
     "amenable.data.splits",
     "amenable.pipeline.stages",

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from amenable.config.data import SourceConfig
     from amenable.config.recipe import Recipe
     from amenable.data.content.statistics import Item, Part
+    from amenable.data.reading.read_log import ReadLog
 
 app = typer.Typer(
     help="Check, convert, show and count data files.",
@@ -73,13 +74,18 @@ def check(
 
     source = _source(files, kind, format_name, reader, column)
     report = check_files(source, _kind(kind), max_errors=max_errors, fix=fix)
-    found = _content(source, kind, held_out or ()) if content else None
-    if as_json:
-        told = report.as_json()
-        _print_json(told if found is None else {**told, "content": found})
-    else:
-        lines = [*report.lines(), *(() if found is None else _finding_lines(found["findings"]))]
-        typer.echo("\n".join(lines))
+    if not as_json:
+        typer.echo("\n".join(report.lines()))
+    told = report.as_json()
+    try:
+        if content:
+            read = [file.file for file in report.files if file.kind]
+            told["content"] = _content(source, kind, read, held_out or ())
+    finally:  # whatever becomes of the content, the faults are told
+        if as_json:
+            _print_json(told)
+    if content and not as_json:
+        typer.echo("\n".join(_finding_lines(told["content"]["findings"])))
     if not report.ok:
         raise typer.Exit(2)
 
@@ -93,6 +99,7 @@ def convert(
     format_name: FormatName = "auto",
     reader: Reader = "",
     column: Columns = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace OUT if it is there.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Write the rows in the shape of another tool, and tell what that shape cannot hold."""
@@ -100,7 +107,7 @@ def convert(
     from amenable.data.reading.convert import lines
 
     report = convert_rows(
-        _source([file], kind, format_name, reader, column), to, out, kind=_kind(kind)
+        _source([file], kind, format_name, reader, column), to, out, kind=_kind(kind), force=force
     )
     if as_json:
         _print_json(report)
@@ -203,7 +210,7 @@ def _source(
 
     if format_name != "auto":
         find_format(format_name)  # raises before anything is read
-    columns = _columns(column or ())
+    columns = _columns(column or (), kind)
     values: dict[str, Any] = {"files": list(files), "format": format_name, "reader": reader}
     if columns:
         values["columns"] = columns
@@ -216,16 +223,35 @@ def _source(
     return build_section(sections.get(_kind(kind), data.SourceConfig), values, "command line")
 
 
-def _columns(pairs: Sequence[str]) -> dict[str, Any]:
+def _columns(pairs: Sequence[str], kind: str) -> dict[str, Any]:
+    """KEY=COLUMN pairs; of `choice_values`, which is a list, commas stand between the values."""
     from amenable.errors import UsageError
 
+    known = _column_keys(kind)
     columns: dict[str, Any] = {}
     for pair in pairs:
         key, equals, name = pair.partition("=")
         if not equals or not key or not name:
             raise UsageError(f"--column {pair!r}: no KEY=COLUMN; write --column choice=label")
+        if key not in known:
+            raise UsageError(f"--column {pair!r}: expected one of {', '.join(known)} before the =")
         columns[key] = name.split(",") if key == "choice_values" else name
     return columns
+
+
+def _column_keys(kind: str) -> list[str]:
+    """What a column can be named for, of rows of this kind; of any kind if it is not known."""
+    from dataclasses import fields
+
+    from amenable.config import data
+
+    maps: dict[str, list[type[data.PromptColumns]]] = {
+        "demonstrations": [data.DemonstrationColumns],
+        "preferences": [data.PreferenceColumns],
+        "prompts": [data.PromptColumns],
+    }
+    every = [data.DemonstrationColumns, data.PreferenceColumns]
+    return list(dict.fromkeys(f.name for cls in maps.get(kind, every) for f in fields(cls)))
 
 
 def _kind_of_columns(columns: dict[str, Any]) -> str:
@@ -234,39 +260,50 @@ def _kind_of_columns(columns: dict[str, Any]) -> str:
     return "demonstrations" if "output_text" in columns else "prompts"
 
 
-def _parts(source: SourceConfig, kind: str, *, drop: bool = False) -> dict[str, Part]:
-    """A set of rows for each file; a faulty row ends the reading or is left out."""
+def _parts(source: SourceConfig, kind: str, log: type[ReadLog] | None = None) -> dict[str, Part]:
+    """A set of rows for each file; a faulty row ends the reading, unless `log` goes on."""
     from dataclasses import replace
 
     from amenable.data.reading.sources import find_sources
 
     return {
-        file.shown: _part(replace(source, files=(file.name,)), kind, drop=drop)
+        file.shown: _part(replace(source, files=(file.name,)), kind, log)
         for file in find_sources(source.files)
     }
 
 
-def _part(source: SourceConfig, kind: str, *, drop: bool = False) -> Part:
+def _part(source: SourceConfig, kind: str, log: type[ReadLog] | None = None) -> Part:
     def rows() -> Iterator[tuple[str, Item]]:
-        from amenable.data.reading.read_log import DroppingLog, ReadLog
+        from amenable.data.reading.read_log import ReadLog
         from amenable.data.reading.readers import iter_items
 
-        log = DroppingLog() if drop else ReadLog()
-        for row, item in iter_items(source, _kind(kind), log):
+        for row, item in iter_items(source, _kind(kind), (log or ReadLog)()):
             yield f"{row.path}:{row.line}", item
 
     return rows
 
 
-def _content(source: SourceConfig, kind: str, held_out: Sequence[str]) -> Any:
-    """What the rows say; faulty ones have been told of and are left out."""
+def _content(source: SourceConfig, kind: str, read: Sequence[str], held_out: Sequence[str]) -> Any:
+    """What the good rows say of the files that the check could read, which are named as shown."""
     from dataclasses import replace
 
     from amenable.data.content.report import content_report
+    from amenable.data.reading.check import good_rows
+    from amenable.data.reading.read_log import DroppingLog
+    from amenable.data.reading.sources import Source, find_usable
+    from amenable.errors import UsageError
 
-    held = _parts(replace(source, files=tuple(held_out)), kind, drop=True) if held_out else {}
-    parts = _parts(source, kind, drop=True) | held
-    return content_report(parts, held_out=held.keys())
+    def part(file: Source) -> Part:
+        if file.is_pipe:
+            told = "is a pipe, gone when it has been read once; write it to a file and check that"
+            raise UsageError(f"--content: {file.shown} {told}")
+        return lambda: (
+            (f"{row.path}:{row.line}", item) for row, item in good_rows(file, source, _kind(kind))
+        )
+
+    parts = {file.shown: part(file) for file in find_usable(source.files) if file.shown in read}
+    held = _parts(replace(source, files=tuple(held_out)), kind, DroppingLog) if held_out else {}
+    return content_report(parts | held, held_out=held.keys())
 
 
 def _finding_lines(findings: Sequence[dict[str, Any]]) -> Iterator[str]:

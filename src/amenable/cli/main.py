@@ -12,6 +12,7 @@ import typer
 import amenable
 from amenable.cli import data, generate, models, report, run
 from amenable.errors import AmenableError
+from amenable.masking import without_secrets
 
 app = typer.Typer(
     name="amenable",
@@ -56,18 +57,21 @@ def main() -> None:
     try:
         app(prog_name="amenable")
     except AmenableError as error:
-        if debug:
-            traceback.print_exc()
-        print(f"amenable: {error}", file=sys.stderr)
+        _tell(str(error), debug)
         sys.exit(error.exit_code)
     except BrokenPipeError:  # the reader of our output has left, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except Exception as error:
-        if debug:
-            raise
-        print(f"amenable: {_defect_message(error)}", file=sys.stderr)
+        _tell(_defect_message(error), debug)
         sys.exit(1)
+
+
+def _tell(message: str, debug: bool) -> None:
+    """Prints what went wrong, with the traceback if wanted: no secrets, whoever wrote it."""
+    if debug:
+        print(without_secrets(traceback.format_exc()), file=sys.stderr)
+    print(f"amenable: {without_secrets(message)}", file=sys.stderr)
 
 
 def _take_debug_flag(argv: list[str]) -> bool:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from amenable.config.data import PromptColumns, SourceConfig
 from amenable.config.recipe import Recipe
 from amenable.errors import RecipeError
 
@@ -44,6 +45,8 @@ RANGES: dict[str, Range] = {
     "data.max_demonstrations": ANY,
     "data.max_preferences": ANY,
     "data.max_prompts": ANY,
+    "data.test_share": SHARE,
+    "data.validation_share": Range(0, 1, above=True),
     "data.validation_rows": COUNT,
     "data.evaluation_rows": COUNT,
     "data.max_words": COUNT,
@@ -186,6 +189,48 @@ def _built_in_task_has_no_files(recipe: Recipe) -> str:
     return ""
 
 
+def _shares(recipe: Recipe) -> str:
+    data = recipe.data
+    if data.test_share + data.validation_share >= 1:
+        return (
+            f"data.test_share: {data.test_share:g} and data.validation_share"
+            f" {data.validation_share:g} leave nothing to train on; set less than 1 together"
+        )
+    if data.test_share == 0 and not data.evaluation_prompts:
+        return (
+            "data.test_share: 0 holds nothing out; set a share above 0, or name"
+            " data.evaluation_prompts"
+        )
+    return ""
+
+
+def broken_source(source: SourceConfig) -> str:
+    """What is wrong with a section of files, starting with its key; empty if nothing is."""
+    columns: PromptColumns = getattr(source, "columns", PromptColumns())
+    named = {
+        "format": source.format != "auto",
+        "reader": bool(source.reader),
+        "columns": columns != type(columns)(),
+    }
+    ways = [key for key, is_named in named.items() if is_named]
+    if len(ways) > 1:
+        return f"{ways[1]}: {ways[0]} is named as well, and one of them says it all; remove one"
+    verdicts = getattr(columns, "choice_values", ())
+    if verdicts and (len(verdicts) not in (2, 3) or len(set(verdicts)) < len(verdicts)):
+        return (
+            f"columns.choice_values: found {list(verdicts)}; expected two or three different"
+            " texts: what stands for candidate_0, for candidate_1 and, if it can, for a tie"
+        )
+    return ""
+
+
+def _sources(recipe: Recipe) -> str:
+    for key in ("demonstrations", "preferences", "prompts", "evaluation_prompts"):
+        if broken := broken_source(getattr(recipe.data, key)):
+            return f"data.{key}.{broken}"
+    return ""
+
+
 def _reward_source(recipe: Recipe) -> str:
     needs = recipe.policy.enabled and not recipe.policy.reward
     if needs and not recipe.reward.enabled:
@@ -256,8 +301,10 @@ RULES: tuple[Callable[[Recipe], str], ...] = (
     _top_k,
     _some_data,
     _built_in_task_has_no_files,
+    _shares,
     _reward_source,
     _preference_source,
+    _sources,
     _minibatches,
     _adaptive_kl,
     _one_source_of_preferences,

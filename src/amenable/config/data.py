@@ -117,7 +117,7 @@ class DataConfig:
     """Input texts that the policy is trained on; a list names files."""
 
     evaluation_prompts: PromptSource = PromptSource()
-    """Held-out input texts; no file: `evaluation_rows` prompts are held out of `prompts`."""
+    """Held-out input texts; no file: the `test_share` of `prompts` is held out."""
 
     on_error: Literal["fail", "drop"] = "fail"
     """`fail` ends at the first faulty row; `drop` leaves faulty rows out, counted by reason."""
@@ -149,11 +149,17 @@ class DataConfig:
     max_prompts: int = 0
     """Use at most this many training prompts; 0 uses all."""
 
+    test_share: float = 0.1
+    """Share of the prompts, by the hash of their group, that is held out for testing."""
+
+    validation_share: float = 0.05
+    """The next share: its demonstrations and preferences choose the best checkpoint."""
+
     validation_rows: int = 64
-    """Rows kept from demonstrations and from preferences to choose the best checkpoint."""
+    """Use at most this many demonstrations and preferences to choose the best checkpoint."""
 
     evaluation_rows: int = 400
-    """Held-out prompts for Side-by-Side, and held-out preferences for the reward model's report."""
+    """At most this many held-out prompts (Side-by-Side) and preferences (the reward's report)."""
 
     max_words: int = 60
     """Built-in task only: longest explanation, in words."""

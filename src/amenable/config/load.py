@@ -23,6 +23,7 @@ from typing import Any, Literal, TypeVar
 from amenable.config.checks import check_recipe
 from amenable.config.recipe import Recipe
 from amenable.errors import RecipeError
+from amenable.masking import shown_name, shown_value, without_secrets
 
 T = TypeVar("T")
 
@@ -147,8 +148,8 @@ def _check_version(table: Mapping[str, Any], where: str) -> None:
     version = table.get("schema_version", SCHEMA_VERSION)
     if version != SCHEMA_VERSION:
         raise RecipeError(
-            f"{where}: schema_version: {version!r} is unknown; this Amenable reads version"
-            f" {SCHEMA_VERSION}: set schema_version = {SCHEMA_VERSION} and check the keys,"
+            f"{where}: schema_version: {shown_value(version)!r} is unknown; this Amenable reads"
+            f" version {SCHEMA_VERSION}: set schema_version = {SCHEMA_VERSION} and check the keys,"
             " or install the Amenable that wrote the recipe"
         )
 
@@ -156,15 +157,16 @@ def _check_version(table: Mapping[str, Any], where: str) -> None:
 def _apply_override(table: dict[str, Any], override: str) -> None:
     dotted, equals, text = override.partition("=")
     keys = dotted.strip().split(".")
-    if not equals or not all(keys):
+    shown = without_secrets(f"{dotted}{equals}{shown_name(text)}")
+    if not equals or not all(map(_is_key, keys)):
         example = "--set policy.updates=50"
-        raise RecipeError(f"--set {override!r}: no KEY=VALUE; write for example {example}")
+        raise RecipeError(f"--set {shown!r}: no KEY=VALUE; write for example {example}")
     wanted = _field_type(keys)
     inner = table
     for depth, key in enumerate(keys[:-1], start=1):
         section = _section(inner.get(key, {}), _field_type(keys[:depth]))
         if not isinstance(section, dict):
-            raise RecipeError(f"--set {override!r}: {key} is a value in the recipe, not a section")
+            raise RecipeError(f"--set {shown!r}: {key} is a value in the recipe, not a section")
         inner[key] = section
         inner = section
     value = _parse_value(text.strip())
@@ -172,6 +174,10 @@ def _apply_override(table: dict[str, Any], override: str) -> None:
     if isinstance(inner.get(keys[-1]), dict):
         value = {**inner[keys[-1]], **_section(value, wanted)} if _short(wanted) else value
     inner[keys[-1]] = value
+
+
+def _is_key(text: str) -> bool:
+    return bool(text) and text.replace("_", "").replace("-", "").isalnum()
 
 
 def _short(cls: Any) -> str:
@@ -262,7 +268,7 @@ def _strings(value: Any, where: str, path: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _mistyped(where: str, path: Sequence[str], value: object, wanted: str) -> RecipeError:
-    return RecipeError(f"{where}: {'.'.join(path)}: must be {wanted}, not {value!r}")
+    return RecipeError(f"{where}: {'.'.join(path)}: must be {wanted}, not {shown_value(value)!r}")
 
 
 def _unknown_key(where: str, path: tuple[str, ...]) -> str:
@@ -273,7 +279,8 @@ def _unknown_key(where: str, path: tuple[str, ...]) -> str:
     near = difflib.get_close_matches(dotted, known + sections, n=1, cutoff=0.6)
     near = near or [key for key in known if key.rsplit(".", 1)[-1] == path[-1]][:1]
     hint = f"did you mean {near[0]}?" if near else "remove it"
-    return f"{where}: {dotted}: unknown key; {hint} `amenable run --keys` lists every key."
+    shown = ".".join(map(shown_name, path))
+    return f"{where}: {shown}: unknown key; {hint} `amenable run --keys` lists every key."
 
 
 def _describe(cls: Any, default: Any, prefix: str) -> Iterator[RecipeKey]:

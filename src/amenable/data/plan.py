@@ -1,12 +1,12 @@
 """Which row goes into which split, decided on columns: no text is in memory, whatever the number.
 
-The rules are those of `splits`: whole groups are held out, by the hash of their names.
+The rules are those of `splits`: a group's side is decided by the hash of its name.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,15 +18,15 @@ from amenable.data.annotator import reference_of
 from amenable.data.row_file import parse_prompt
 from amenable.data.row_table import RowTable
 from amenable.data.splits import (
-    TEST_SHARE,
-    VALIDATION_SHARE,
     Codes,
+    JointGroups,
     Marks,
     Places,
-    draw_order,
-    held_out,
-    linked_codes,
-    rank_bits,
+    Side,
+    SideCodes,
+    Sides,
+    draw,
+    sides_by_share,
 )
 from amenable.errors import DataError
 
@@ -74,7 +74,7 @@ class Part:
 
     def drawn(self, count: int, salt: str) -> Part:
         """A draw of `count` rows, 0 for all, in drawn order."""
-        return Part(self.table, draw_order(self.table.ids_of(self.rows), self.rows, count, salt))
+        return Part(self.table, draw(self.table.ids_of(self.rows), self.rows, count, salt))
 
     def distinct(self, column: Codes) -> Part:
         """The first row of each value of a column of the table."""
@@ -89,10 +89,10 @@ class Part:
 class Plan:
     """The splits as they are decided, and what there is to tell about them."""
 
-    joint: JointGroups
+    sides: Sides
 
-    held: Codes = field(default_factory=lambda: np.zeros(0, dtype=np.uint64))
-    """Joint groups that no training split may hold, sorted."""
+    given: Codes = field(default_factory=lambda: np.zeros(0, dtype=np.uint64))
+    """Joint groups whose side is not to be changed, sorted: those of named evaluation prompts."""
 
     demonstrations: dict[str, Part] = field(default_factory=dict)
     preferences: dict[str, Part] = field(default_factory=dict)
@@ -102,7 +102,7 @@ class Plan:
     """Rows in no split because they add nothing (exact duplicates) or are faulty."""
 
     set_aside: Counter[str] = field(default_factory=Counter)
-    """Good rows in no split: their prompt is held out, or a limit of the recipe is reached."""
+    """Good rows in no split: they are held out, or a limit of the recipe is reached."""
 
     notes: list[str] = field(default_factory=list)
 
@@ -114,89 +114,38 @@ class Plan:
             f"{kind}.{name}": part for kind in kinds for name, part in getattr(self, kind).items()
         }
 
-    def sides(self, part: Part) -> Codes:
-        """[rows] what decides each row's split."""
-        return self.joint.of(part.table.group[part.rows])
+    def groups(self, part: Part) -> Codes:
+        """The joint groups of these rows, in the order of their ranks."""
+        return np.unique(self.sides.joint.of(part.table.group[part.rows]))
 
-    def is_held(self, part: Part) -> Marks:
-        """[rows] whether each may not be trained on."""
-        return np.isin(self.sides(part), self.held)
+    def on(self, side: Side, part: Part) -> Part:
+        """The rows that stand on a side."""
+        return part.only(self.sides.of(part.table.group[part.rows]) == side)
 
-    def hold(self, part: Part) -> None:
-        """Keeps these rows, and all of their groups, out of every training split."""
-        self.held = np.union1d(self.held, self.sides(part))
-
-    def note_short(self, split: str, rows: int, key: str, wanted: int) -> None:
-        """Tells of a split that has fewer rows than the recipe asks."""
-        if rows < wanted:
-            self.notes.append(
-                f"{split} has {rows} rows, not the {wanted} of data.{key}: there are too few "
-                "different prompts to hold out more"
-            )
-
-
-@dataclass(frozen=True, slots=True)
-class JointGroups:
-    """Rows of one prompt belong together under whatever name: their groups become one.
-
-    Its name is the first, in alphabetical order, of the groups that are linked.
-    """
-
-    members: Codes
-    """[m] groups that are linked with others, sorted."""
-
-    joint: Codes
-    """[m] the joint group of each."""
-
-    @classmethod
-    def of_tables(cls, tables: Iterable[RowTable]) -> JointGroups:
-        """The joint groups of all rows of a run."""
-        filled = [table for table in tables if len(table)]
-        members, links = linked_codes(
-            np.concatenate([table.group for table in filled]),
-            np.concatenate([table.key for table in filled]),
-        )
-        first: dict[int, str] = {}
-        for table in filled if len(members) else ():
-            groups, rows = np.unique(table.group, return_index=True)
-            rows = np.sort(rows[np.isin(groups, members)])
-            found = links[np.searchsorted(members, table.group[rows])].tolist()
-            for link, name in zip(found, table.group_names(rows), strict=True):
-                first[link] = min(first.get(link, name), name)
-        joint = {link: rank_bits(name) for link, name in first.items()}
-        return cls(members, np.array([joint[link] for link in links.tolist()], dtype=np.uint64))
-
-    def of(self, groups: Codes) -> Codes:
-        """[n] the joint group of each group: itself where none is linked with it."""
-        if not len(self.members):
-            return groups
-        place = np.searchsorted(self.members, groups).clip(max=len(self.members) - 1)
-        return np.where(self.members[place] == groups, self.joint[place], groups)
+    def free(self, part: Part) -> tuple[Part, Part]:
+        """Rows that are held out for testing, and the others."""
+        return _partition(part, self.sides.of(part.table.group[part.rows]) == Side.TEST)
 
 
 def make_plan(sources: Sources, recipe: Recipe) -> Plan:
     """Decides each row's split.
 
-    1. Held-out evaluation prompts: `evaluation_prompts`, or whole groups of the prompts.
-    2. Preferences: those of held-out prompts are the test, filled up with whole groups; then
-       validation, then train.
-    3. What is held out leaves demonstrations and prompts. Demonstrations: validation, then train.
-    4. Prompts for training and, if that is asked, for collecting preferences.
+    A group's side is that of its rank: the first `data.test_share` tests, the next
+    `data.validation_share` validates, the rest trains; it holds for rows of every kind. Of the
+    rows of a split at most as many are drawn as the recipe allows.
 
-    The held-out rows depend on the data alone, so that runs with other seeds are judged on the
-    same ones; the seed decides which training rows a limit draws, and their order.
+    Named evaluation prompts, and their groups, are held out in any case. Then the share is held
+    out for `preferences.test` alone, so only where the recipe names preferences.
+
+    The sides depend on the groups' names alone, so that runs with other seeds are judged on the
+    same rows; the seed decides which training rows a limit draws, and their order.
 
     Raises:
         DataError: too few different prompts, or a prompt without the author's line that the
             simulated annotator needs.
     """
-    tables = (
-        sources.prompts,
-        sources.evaluation_prompts,
-        sources.demonstrations,
-        sources.preferences,
-    )
-    plan = Plan(JointGroups.of_tables(tables), dropped=Counter(sources.dropped))
+    plan = _sides(sources, recipe.data)
+    _fill(plan, sources)
     _plan_test_prompts(plan, sources, recipe.data)
     _plan_preferences(plan, sources.preferences, recipe)
     _plan_demonstrations(plan, sources.demonstrations, recipe)
@@ -210,44 +159,96 @@ def collects(recipe: Recipe) -> bool:
     return trains and recipe.collect.annotator != "none" and not recipe.data.preferences
 
 
+def _sides(sources: Sources, config: DataConfig) -> Plan:
+    """The plan with the side of every group, as the shares and named evaluation prompts say."""
+    named = (
+        sources.prompts,
+        sources.evaluation_prompts,
+        sources.demonstrations,
+        sources.preferences,
+    )
+    tables = list({table.spool: table for table in named if len(table)}.values())
+    groups = np.concatenate([table.group for table in tables])
+    joint = JointGroups.linked(groups, np.concatenate([table.key for table in tables]))
+    groups = np.unique(joint.of(groups))
+    side = sides_by_share(groups, config.test_share, config.validation_share)
+    evaluation = sources.evaluation_prompts
+    if len(evaluation) and not config.preferences:
+        side[side == Side.TEST] = Side.TRAIN
+    sides = Sides(joint, groups, side)
+    sides.put(evaluation.group, Side.TEST)
+    return Plan(
+        sides, given=np.unique(joint.of(evaluation.group)), dropped=Counter(sources.dropped)
+    )
+
+
+def _fill(plan: Plan, sources: Sources) -> None:
+    """Brings a group to each side that the shares leave empty, where rows are too few for them."""
+    if not len(sources.evaluation_prompts):
+        _fill_kind(plan, "prompts", sources.prompts, (Side.TEST, Side.TRAIN))
+    _fill_kind(plan, "preferences", sources.preferences, tuple(Side))
+    _fill_kind(plan, "demonstrations", sources.demonstrations, (Side.VALIDATION, Side.TRAIN))
+
+
+def _fill_kind(plan: Plan, kind: str, table: RowTable, needed: tuple[Side, ...]) -> None:
+    """The same of one kind of row: the nearest group of a side that has more than one is taken."""
+    groups = plan.groups(whole(table))
+    for side in needed:
+        stands = plan.sides.of(groups)
+        if Side.VALIDATION not in needed:  # of prompts, these are trained on
+            stands[stands == Side.VALIDATION] = Side.TRAIN
+        spare = [other for other in needed if (stands == other).sum() > 1]
+        if side in stands or not spare:
+            continue
+        free = np.isin(stands, spare) & ~np.isin(groups, plan.given)
+        taken = _nearest(groups[free], stands[free], side)
+        plan.sides.put(taken, side)
+        plan.given = np.union1d(plan.given, taken)
+        if len(taken):
+            plan.notes.append(
+                f"too few prompts for stable shares: none of the {len(groups)} groups of {kind} "
+                f"falls to the {side.name.lower()} share, so the nearest one is taken; more rows "
+                "may move it back"
+            )
+
+
+def _nearest(groups: Codes, stands: SideCodes, side: Side) -> Codes:
+    """[1] or [0] of the groups, in the order of their ranks: the one next to a side."""
+    above = groups[stands > side]
+    return above[:1] if len(above) else groups[-1:]
+
+
 def _plan_test_prompts(plan: Plan, sources: Sources, config: DataConfig) -> None:
     given = sources.evaluation_prompts
     if len(given):
-        candidates = whole(given).distinct(given.key)
+        candidates = whole(given).distinct(given.asked)
         _count(plan.dropped, "duplicate evaluation prompts", len(given) - len(candidates))
     else:
-        distinct = whole(sources.prompts).distinct(sources.prompts.key)
-        _, candidates = _hold_out(plan, distinct, config.evaluation_rows, TEST_SHARE)
+        distinct = whole(sources.prompts).distinct(sources.prompts.asked)
+        candidates, _ = plan.free(distinct)
     if not len(candidates):
         raise DataError(
             "all prompts are one group, so that none can be held out for evaluation; add "
             "different prompts, or name data.evaluation_prompts"
         )
-    test = candidates.drawn(config.evaluation_rows, "test")
-    plan.prompts["test"] = test
-    plan.hold(candidates)
-    surplus = len(candidates) - len(test)
-    _count(plan.set_aside, "held-out prompts beyond evaluation_rows", surplus)
-    plan.note_short("prompts.test", len(test), "evaluation_rows", config.evaluation_rows)
+    remedy = "data.evaluation_prompts has no others" if len(given) else ""
+    plan.prompts["test"] = _capped(plan, "prompts.test", candidates, config, remedy)
 
 
 def _plan_preferences(plan: Plan, table: RowTable, recipe: Recipe) -> None:
     if not len(table):
         return
     config = recipe.data
-    test, rest = _partition(whole(table), plan.is_held(whole(table)))
-    wanted = min(config.evaluation_rows, int(TEST_SHARE * len(table)) or 1)
-    rest, more = _hold_out(plan, rest, wanted - len(test), TEST_SHARE)
-    plan.hold(more)
-    free, validation = _hold_out(plan, rest, config.validation_rows, VALIDATION_SHARE)
+    rows = whole(table)
+    test, validation, free = (plan.on(side, rows) for side in Side)
     train = free.drawn(config.max_preferences, f"{recipe.seed} preferences")
+    _check_filled("preferences", {"train": train, "validation": validation, "test": test})
     plan.preferences = {
         "train": train,
-        "validation": validation.drawn(0, "validation"),
-        "test": (test + more).drawn(0, "test"),
+        "validation": _capped(plan, "preferences.validation", validation, config),
+        "test": _capped(plan, "preferences.test", test, config),
     }
     _count(plan.set_aside, "preferences beyond max_preferences", len(free) - len(train))
-    _check_filled(plan, "preferences", plan.preferences, config)
 
 
 def _plan_demonstrations(plan: Plan, table: RowTable, recipe: Recipe) -> None:
@@ -255,19 +256,21 @@ def _plan_demonstrations(plan: Plan, table: RowTable, recipe: Recipe) -> None:
         return
     config = recipe.data
     distinct = whole(table).distinct(table.content)
-    held, rest = _partition(distinct, plan.is_held(distinct))
-    free, validation = _hold_out(plan, rest, config.validation_rows, VALIDATION_SHARE)
+    held, validation, free = (plan.on(side, distinct) for side in Side)
     train = free.drawn(config.max_demonstrations, f"{recipe.seed} demonstrations")
-    plan.demonstrations = {"train": train, "validation": validation.drawn(0, "validation")}
+    _check_filled("demonstrations", {"train": train, "validation": validation})
+    plan.demonstrations = {
+        "train": train,
+        "validation": _capped(plan, "demonstrations.validation", validation, config),
+    }
     _count(plan.dropped, "duplicate demonstrations", len(table) - len(distinct))
     _count(plan.set_aside, "demonstrations of held-out prompts", len(held))
     _count(plan.set_aside, "demonstrations beyond max_demonstrations", len(free) - len(train))
-    _check_filled(plan, "demonstrations", plan.demonstrations, config)
 
 
 def _plan_prompts(plan: Plan, sources: Sources, recipe: Recipe) -> None:
-    distinct = whole(sources.prompts).distinct(sources.prompts.key)
-    held, free = _partition(distinct, plan.is_held(distinct))
+    distinct = whole(sources.prompts).distinct(sources.prompts.asked)
+    held, free = plan.free(distinct)
     if not len(free):
         raise DataError(
             "every prompt is held out for evaluation, so that none is left to train on; add "
@@ -309,25 +312,29 @@ def _collect_prompts(plan: Plan, free: Part, recipe: Recipe) -> Part:
     return taken
 
 
-def _check_filled(plan: Plan, kind: str, splits: dict[str, Part], config: DataConfig) -> None:
-    """Refuses a split that is empty although rows are asked for; notes one that is short."""
-    keys = {"train": "", "validation": "validation_rows", "test": "evaluation_rows"}
+def _check_filled(kind: str, splits: dict[str, Part]) -> None:
     for name, part in splits.items():
-        wanted = getattr(config, keys[name]) if keys[name] else 1
-        if wanted and not len(part):
-            remedy = " or set data.validation_rows = 0" if name == "validation" else ""
+        if not len(part):
             raise DataError(
                 f"no {kind} are left for the {name} split: too few different prompts, or the "
-                f"evaluation prompts cover them; give rows of at least {len(splits)} other "
-                f"prompts{remedy}"
+                f"evaluation prompts cover them; give rows of at least {len(splits)} other prompts"
             )
-        plan.note_short(f"{kind}.{name}", len(part), keys[name], wanted)
 
 
-def _hold_out(plan: Plan, part: Part, count: int, most: float) -> tuple[Part, Part]:
-    """(rest, held out), as `splits.hold_out` says."""
-    held, rest = _partition(part, held_out(plan.sides(part), count, most))
-    return rest, held
+def _capped(plan: Plan, split: str, part: Part, config: DataConfig, remedy: str = "") -> Part:
+    """At most as many rows as the recipe allows; the surplus and a lack are told."""
+    kind, _, side = split.partition(".")
+    key = "evaluation_rows" if side == "test" else "validation_rows"
+    most = getattr(config, key)
+    drawn = part.drawn(most, side)
+    what = "held-out" if side == "test" else side
+    _count(plan.set_aside, f"{what} {kind} beyond {key}", len(part) - len(drawn))
+    if len(drawn) < most:
+        plan.notes.append(
+            f"{split} has {len(drawn)} rows, not the {most} of data.{key}: "
+            + (remedy or f"a higher data.{side}_share holds out more")
+        )
+    return drawn
 
 
 def _partition(part: Part, marks: Marks) -> tuple[Part, Part]:

@@ -18,6 +18,7 @@ from amenable.data.row_file import (
     open_preferences,
     open_prompts,
 )
+from amenable.data.schemas import Prompt
 from amenable.data.tokens.report import token_report
 from amenable.errors import DataError
 
@@ -46,10 +47,6 @@ def quality(
         splits: names of those that have rows, without `.jsonl`.
         config: what is looked at.
         open_renderer: opens the base model's tokenizer; None where there is none to be had.
-
-    Raises:
-        DataError: training would certainly fail: a template refuses a row, nothing is left of
-            completions, no completion ends.
     """
     files = {name: _OPEN[name.split(".")[0]](folder / f"{name}.jsonl") for name in splits}
     parts = {name: _part(rows) for name, rows in files.items()}
@@ -59,11 +56,10 @@ def quality(
     if config.token_checks and open_renderer is not None:
         found["tokens"] = token_report(
             open_renderer(),
-            prompts=_of(files, "prompts"),
+            prompts=_prompts(files),
             demonstrations=_of(files, "demonstrations"),
             preferences=_of(files, "preferences"),
         )
-        _refuse(found["tokens"]["findings"])
     return found
 
 
@@ -75,6 +71,24 @@ def warnings(found: Json) -> Iterator[str]:
                 yield f"{', '.join(finding['sets'])}: {finding['text']}"
 
 
+def refuse(found: Json) -> None:
+    """Ends a run that could not train.
+
+    Args:
+        found: what `quality` returned.
+
+    Raises:
+        DataError: training would certainly fail: a template refuses a row, nothing is left of
+            completions, no completion ends.
+    """
+    for finding in found.get("tokens", {}).get("findings", ()):
+        if finding["level"] == "error":
+            raise DataError(
+                f"{finding['text']} {finding['means']} {finding['try']} "
+                "(data.token_checks = false leaves this check out)"
+            )
+
+
 def _part(rows: RowFile[Item] | Sequence[Item]) -> Part:
     return lambda: ((prompt_of(row).id, row) for row in rows)
 
@@ -84,10 +98,9 @@ def _of(files: dict[str, Sequence[Any]], kind: str) -> Iterator[Any]:
     return (row for name, rows in files.items() if name.split(".")[0] == kind for row in rows)
 
 
-def _refuse(findings: Sequence[Json]) -> None:
-    for finding in findings:
-        if finding["level"] == "error":
-            raise DataError(
-                f"{finding['text']} {finding['means']} {finding['try']} "
-                "(data.token_checks = false leaves this check out)"
-            )
+def _prompts(files: dict[str, Sequence[Any]]) -> Iterator[Prompt]:
+    """The prompts of all splits, those that are both trained on and collected for once."""
+    collected = {prompt.id for prompt in files.get("prompts.collect", ())}
+    for name, rows in files.items():
+        if name.split(".")[0] == "prompts":
+            yield from (row for row in rows if name != "prompts.train" or row.id not in collected)

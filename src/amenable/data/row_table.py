@@ -40,17 +40,11 @@ TEXTS = ("prompt", "output_text", "candidate_0", "candidate_1")
 CHOICES = tuple(Choice)
 """What a number in the column of choices means."""
 
-ROW_BYTES = 66
+ROW_BYTES = 74
 """Memory of a row in a `RowTable`, in bytes, besides its id."""
 
 _ONLY_IN_PREFERENCES = PREFERENCE_KEYS - PROMPT_KEYS
 _decode = msgspec.json.Decoder(Json).decode
-
-
-class _Names(msgspec.Struct):
-    """What is looked up again in a line."""
-
-    group: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,10 +61,13 @@ class RowTable:
     """[n] `rank_bits` of the group's name."""
 
     key: Codes
-    """[n] `prompt_key`."""
+    """[n] `prompt_key`: rows of one key stay on one side."""
+
+    asked: Codes
+    """[n] hash of the prompt as it stands, every turn, case and white space included."""
 
     content: Codes
-    """[n] hash of everything that two exact duplicates have in common."""
+    """[n] hash of everything that two exact duplicates have in common, as it stands."""
 
     choice: npt.NDArray[np.int8]
     """[n] place in `CHOICES`; -1 where there is nothing to choose."""
@@ -125,11 +122,6 @@ class RowTable:
         """The decoded lines of these rows."""
         return map(_decode, self.lines(rows))
 
-    def group_names(self, rows: Places) -> Iterator[str]:
-        """Names of the groups of these rows."""
-        names = msgspec.json.Decoder(_Names).decode
-        return (names(line).group for line in self.lines(rows))
-
     def prompts_of_preferences(self) -> RowTable:
         """The prompts of these preferences: what else their rows hold, but no judgement."""
         words = self.words.copy()
@@ -183,7 +175,7 @@ class _Columns:
     """The columns while they grow, and what finds ids that are used twice."""
 
     def __init__(self) -> None:
-        self._hashes = array("Q")  # of group, prompt and content, three a row
+        self._hashes = array("Q")  # of group, prompt, prompt as it stands, content: four a row
         self._marks = array("b")  # choice, and whether the candidates are equal, two a row
         self._words, self._lengths = array("i"), array("I")
         self._ids, self._id_lengths = bytearray(), array("I")
@@ -193,11 +185,11 @@ class _Columns:
     def add(self, row: Row | None, item: Prompt | Demonstration | Preference) -> bytes:
         """Takes in a row; returns its native line."""
         values, prompt, choice, content = _native(item)
-        key = prompt_key(prompt)
-        own = int(key, 16)
+        asked = rank_bits(_turns(prompt))
         self._hashes.append(rank_bits(prompt.group))
-        self._hashes.append(own)
-        self._hashes.append(rank_bits(content, key) if content else own)
+        self._hashes.append(int(prompt_key(prompt), 16))
+        self._hashes.append(asked)
+        self._hashes.append(rank_bits(content, asked) if content else asked)
         self._marks.append(choice)
         self._marks.append(choice >= 0 and values["candidate_0"] == values["candidate_1"])
         self._words.append(len(prompt.text.split()))
@@ -215,7 +207,7 @@ class _Columns:
 
     def table(self, spool: Path) -> RowTable:
         """The columns as they are now."""
-        hashes = np.frombuffer(self._hashes, np.uint64).reshape(-1, 3)
+        hashes = np.frombuffer(self._hashes, np.uint64).reshape(-1, 4)
         marks = np.frombuffer(self._marks, np.int8).reshape(-1, 2)
         length = np.frombuffer(self._lengths, np.uint32)
         id_length = np.frombuffer(self._id_lengths, np.uint32)
@@ -223,7 +215,8 @@ class _Columns:
             spool=spool,
             group=hashes[:, 0],
             key=hashes[:, 1],
-            content=hashes[:, 2],
+            asked=hashes[:, 2],
+            content=hashes[:, 3],
             choice=marks[:, 0],
             equal=marks[:, 1].astype(np.bool_),
             words=np.frombuffer(self._words, np.int32).reshape(-1, len(TEXTS)),
@@ -293,6 +286,13 @@ def _native(item: Prompt | Demonstration | Preference) -> tuple[Json, Prompt, in
     first, second = item.candidate_0, item.candidate_1
     content = f"{item.choice}\0{item.annotator!r}\0{len(first)}\0{first}\0{second}"
     return preference_to_row(item), item.prompt, CHOICES.index(item.choice), content
+
+
+def _turns(prompt: Prompt) -> str:
+    """One text for each conversation: lengths tell where a turn ends."""
+    return "".join(
+        f"{turn.speaker} {len(turn.content)}\n{turn.content}" for turn in prompt.messages
+    )
 
 
 def _prompt_line(line: bytes) -> bytes:

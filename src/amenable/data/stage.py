@@ -19,9 +19,10 @@ import numpy as np
 
 from amenable.artifacts import StageContext, storage_errors, write_json
 from amenable.config.data import DataConfig
+from amenable.data.content.statistics import length_summary
 from amenable.data.docstrings import harvest, harvest_fingerprint
 from amenable.data.plan import Part, Plan, Sources, collects, make_plan
-from amenable.data.quality import quality, warnings
+from amenable.data.quality import quality, refuse, warnings
 from amenable.data.reading.readers import iter_demonstrations, iter_preferences, iter_prompts
 from amenable.data.reading.records import DroppingLog, ReadLog, Row
 from amenable.data.reading.sources import without_secrets
@@ -57,30 +58,31 @@ SPOOL = ".reading"
 def run(ctx: StageContext) -> Json:
     """Writes `data/*.jsonl` and `data/report.json`; returns the counts for `summary.json`.
 
+    The old splits stay as they are until all new ones are on the disk.
+
     Raises:
-        DataError: a file or row is faulty, or there are too few different prompts to split.
+        DataError: a file or row is faulty, there are too few different prompts to split, or
+            training on the rows would certainly fail; what was found is then in `report.json`.
         StorageError: the disk is full or not writable.
     """
-    with _spool(ctx.folder.data / SPOOL) as spool:
+    data, path = ctx.folder.data, ctx.folder.data / "report.json"
+    with _spool(data / SPOOL) as spool:
         sources = load(ctx.recipe.data, spool)
         plan = make_plan(sources, ctx.recipe)
-        for name in SPLITS:
-            path, part = ctx.folder.data / f"{name}.jsonl", plan.splits.get(name)
-            if part:
-                write_lines(path, part.lines())
-            else:
-                with storage_errors(path):
-                    path.unlink(missing_ok=True)
         told, counts = report(sources, plan), summary(plan)
-    splits = [name for name in SPLITS if plan.splits.get(name)]
-    found = quality(ctx.folder.data, splits, ctx.recipe.data, ctx.open_renderer)
-    write_json(ctx.folder.data / "report.json", {**told, **found})
+        for name in _filled(plan):
+            write_lines(spool / "new" / f"{name}.jsonl", plan.splits[name].lines())
+        _replace_splits(spool / "new", data)
+    write_json(path, told)  # of these splits, should the look at them be cut off
+    found = quality(data, _filled(plan), ctx.recipe.data, ctx.open_renderer)
+    write_json(path, {**told, **found})
     for reason, count in sources.dropped.most_common():
         ctx.progress.say(f"data: {count} records left out of {reason}")
     for note in plan.notes:
         ctx.progress.say(f"data: {note}")
     for warning in warnings(found):
         ctx.progress.say(f"data: {warning}")
+    refuse(found)
     return counts
 
 
@@ -92,7 +94,7 @@ def load(config: DataConfig, spool: Path) -> Sources:
         spool: a folder for the rows; needed as long as the result is used.
 
     Raises:
-        DataError: a file or row is faulty, or nothing is named.
+        DataError: a file or row is faulty, nothing is named, or no row of a kind is left.
         StorageError: the disk is full or not writable.
     """
     logs: dict[str, ReadLog] = {}
@@ -101,7 +103,10 @@ def load(config: DataConfig, spool: Path) -> Sources:
         return logs.setdefault(kind, DroppingLog() if config.on_error == "drop" else ReadLog())
 
     def read(kind: str, rows: Iterable[tuple[Row | None, T]]) -> RowTable:
-        return read_table(spool / f"{kind}.jsonl", rows, log_of(kind))
+        table = read_table(spool / f"{kind}.jsonl", rows, log_of(kind))
+        if getattr(config, kind, ()) and not len(table):
+            raise _none_left(kind, log_of(kind))
+        return table
 
     origin: Json = {"task": config.task}
     if config.task == "docstrings":
@@ -175,6 +180,15 @@ def report(sources: Sources, plan: Plan) -> Json:
     }
 
 
+def _none_left(kind: str, log: ReadLog) -> DataError:
+    """Files are named, but give nothing: other rows in their place would be a guess."""
+    reasons = "; ".join(f"{count} times: {why}" for why, count in log.dropped.most_common(3))
+    return DataError(
+        f"no row of data.{kind} is left ({reasons or 'nothing was read'}); mend the rows or "
+        "remove the key"
+    )
+
+
 def _met(log: ReadLog) -> Json:
     """What the reading of one kind of row met."""
     return {
@@ -218,10 +232,24 @@ def _describe(part: Part) -> Json:
 
 def _percentiles(lengths: np.ndarray[Any, np.dtype[np.int32]]) -> Json:
     """Nearest-rank percentiles; empty for no lengths."""
-    ordered = np.sort(lengths)
-    percents = {"min": 0, "p10": 10, "p50": 50, "p90": 90, "p99": 99, "max": 100}
-    last = len(ordered) - 1
-    return {name: int(ordered[round(last * p / 100)]) for name, p in percents.items() if last >= 0}
+    found = length_summary(lengths)
+    return {name: found[name] for name in ("min", "p10", "p50", "p90", "p99", "max") if found}
+
+
+def _filled(plan: Plan) -> list[str]:
+    """The splits that have rows, in the order of `SPLITS`."""
+    return [name for name in SPLITS if plan.splits.get(name)]
+
+
+def _replace_splits(new: Path, data: Path) -> None:
+    """Renames each split over the old one, and removes those that are no more."""
+    for name in SPLITS:
+        path = data / f"{name}.jsonl"
+        with storage_errors(path):
+            if (new / path.name).exists():
+                (new / path.name).replace(path)
+            else:
+                path.unlink(missing_ok=True)
 
 
 @contextmanager

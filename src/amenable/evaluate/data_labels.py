@@ -64,7 +64,8 @@ def _label_row(name: str, choices: Json, measures: Json) -> Json:
         "first": first / (first + second) if first + second else None,
         "decided": first + second,
         "ties": ties,
-        "p": number(position.get("p")),
+        # All choices on one side: a file that names a chosen text, and no test of anything.
+        "p": number(position.get("p")) if first and second else None,
         "longest": share,
         "uneven": whole(longest.get("rows")),
         "interval": known if interval_known else None,

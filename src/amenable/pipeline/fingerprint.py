@@ -6,6 +6,7 @@ not read again.
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import importlib.util
 import json
@@ -149,7 +150,7 @@ def _sources(stage: Stage, recipe: Recipe, base: Path | str) -> Iterator[tuple[s
         if key == "model.base":
             yield "base model", base
         elif key == "policy.reward":
-            yield key, ready_reward(recipe.policy.reward)
+            yield from _code(key, ready_reward(recipe.policy.reward))
         else:
             yield from _data_sources(key, lookup(recipe, key))
 
@@ -162,16 +163,61 @@ def _data_sources(key: str, config: SourceConfig) -> Iterator[tuple[str, Path | 
         local = source.local
         yield f"{key}[{number}] content", state_of(source) if local is None else local
     if config.reader:
-        yield f"{key}.reader content", source_of_function(config.reader)
+        yield from _code(f"{key}.reader content", source_of_function(config.reader))
+
+
+def _code(label: str, source: Path | str) -> Iterator[tuple[str, Path | str]]:
+    """A function's file, or what stands for it, and the files beside it that it imports."""
+    yield label, source
+    if isinstance(source, Path) and source.suffix == ".py":
+        for file in imported_beside(source):
+            yield f"{label}, import of {file.name}", file
+
+
+def imported_beside(path: Path) -> list[Path]:
+    """The .py files of the same folder that a file names in import statements, at any depth.
+
+    Packages, and modules of any other folder, are not looked at: a change of those is not seen.
+    """
+    found = {path}
+    waiting = [path]
+    while waiting:
+        for name in _imported(waiting.pop()):
+            file = path.with_name(f"{name}.py")
+            if file not in found and file.is_file():
+                found.add(file)
+                waiting.append(file)
+    return sorted(found - {path})
+
+
+def _imported(path: Path) -> Iterator[str]:
+    """Every part of each name that a file imports."""
+    try:
+        tree = ast.parse(path.read_bytes())
+    except (OSError, SyntaxError, ValueError):
+        return  # whoever runs it says so
+    for node in ast.walk(tree):
+        names = [alias.name for alias in getattr(node, "names", ()) if isinstance(alias, ast.alias)]
+        if isinstance(node, ast.ImportFrom) and node.module:
+            names.append(node.module)
+        for name in names:
+            yield from name.split(".")
 
 
 def source_of_function(name: str) -> Path | str:
-    """The source file of `module:function` or `path/to/file.py:function`, else the name."""
+    """The source file of `module:function` or `path/to/file.py:function`, else the name.
+
+    A module is looked for in the current directory first, as where it is loaded.
+    """
     module, colon, _ = name.rpartition(":")
     if not colon:
         return name
     if module.endswith(".py") and Path(module).expanduser().is_file():
         return Path(module).expanduser()
+    here = Path.cwd().joinpath(*module.split("."))
+    for file in (here / "__init__.py", here.with_name(f"{here.name}.py")):
+        if file.is_file():
+            return file
     with suppress(ImportError, ValueError):
         spec = importlib.util.find_spec(module)
         if spec is not None and spec.origin and Path(spec.origin).is_file():

@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from amenable.config.data import SourceConfig
 from amenable.config.recipe import Recipe
-from amenable.data.reading.sources import find_sources
+from amenable.data.reading.sources import Source, find_sources, hub_name
 from amenable.errors import DataError, ModelError
 from amenable.pipeline.fingerprint import ready_reward
 
@@ -67,15 +67,26 @@ def silence_libraries() -> None:
 
 
 def close_hub(recipe: Recipe, base: Path | str) -> None:
-    """Forbids calls to the hub unless the recipe names something on it."""
+    """Forbids calls to the hub unless the recipe names a model or data on it."""
     reward = recipe.policy.reward
     named = isinstance(ready_reward(reward), str) and reward and ":" not in reward
-    if isinstance(base, str) or named:
+    if isinstance(base, str) or named or any(map(_is_on_hub, _files(recipe))):
         return
     os.environ["HF_HUB_OFFLINE"] = "1"
     constants = sys.modules.get("huggingface_hub.constants")
     if constants is not None:  # it has read the environment already
         constants.HF_HUB_OFFLINE = True  # type: ignore[attr-defined]
+
+
+def _files(recipe: Recipe) -> Iterator[str]:
+    for key in _DATA_KEYS:
+        yield from getattr(recipe.data, key).files
+
+
+def _is_on_hub(name: str) -> bool:
+    if Source(name, "").is_hub:
+        return not Path(hub_name(name).dataset).is_dir()
+    return "hf://" in name
 
 
 def _check_source(config: SourceConfig, key: str) -> None:

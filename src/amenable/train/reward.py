@@ -190,7 +190,8 @@ def pair_margins(
         micro_batch_tokens: of a forward pass.
         groups: `preference_group` of each row, where they are known.
     """
-    groups = groups or [preference_group(renderer, row) for row in rows]
+    if groups is None:
+        groups = [preference_group(renderer, row) for row in rows]
     scores = score_groups(role, groups, renderer.pad_id, micro_batch_tokens).view(-1, 2)
     return (scores[:, 0] - scores[:, 1]).double().numpy()
 
@@ -204,7 +205,8 @@ def pair_losses(
     groups: Sequence[PromptGroup] | None = None,
 ) -> tuple[float, float]:
     """Mean weighted rank loss and accuracy of held-out pairs; arguments as of `pair_margins`."""
-    groups = groups or [preference_group(renderer, row) for row in rows]
+    if groups is None:
+        groups = [preference_group(renderer, row) for row in rows]
     scores = score_groups(role, groups, renderer.pad_id, micro_batch_tokens).view(-1, 2)
     weight = sum(row.weight for row in rows)
     decided = max(1, sum(row.choice is not Choice.TIE for row in rows))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import sys
 from collections.abc import Callable
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 
 from amenable.cli import main as cli
+from amenable.errors import DataError
 
 PAIR = {"input_text": "Sum it up.", "candidate_0": "Short.", "candidate_1": "Long.", "choice": 1}
 LLMBAR = {"input": "Say hi.", "output_1": "Hi.", "output_2": "Ho.", "label": 2}
@@ -89,6 +91,64 @@ def test_check_looks_at_the_content(run: Run, write: Write) -> None:
     assert json.loads(out)["content"]["sets"][seen]["rows"] == 40
 
 
+def test_content_follows_the_faults_of_files_that_cannot_be_read(
+    run: Run, write: Write, tmp_path: Path
+) -> None:
+    good = write(*({**PAIR, "input_text": f"Question {n}?"} for n in range(9)))
+    torn = tmp_path / "torn.jsonl.gz"
+    torn.write_bytes(gzip.compress(json.dumps(PAIR).encode() * 99)[:-9])
+    unknown = write({"a": 1}, name="unknown.jsonl")
+    code, out, _ = run("check", good, "none.jsonl", torn, unknown, "--content", "--json")
+    assert code == 2
+    told = json.loads(out)
+    assert told["fault_count"] >= 3
+    assert told["content"]["sets"][good]["rows"] == 9
+    code, out, err = run("check", good, "none.jsonl", "--content", "--held-out", "no.jsonl")
+    assert code == 2
+    assert "none.jsonl: there is no such file" in out
+    assert "no.jsonl: there is no such file" in err
+    code, out, _ = run("check", "none.jsonl", "--content", "--json")
+    assert json.loads(out)["content"]["findings"] == []
+
+
+def test_content_passes_over_records_before_the_first_known_one(run: Run, write: Write) -> None:
+    path = write({"a": 1}, PAIR, PAIR)
+    code, out, _ = run("check", path, "--content", "--json")
+    assert code == 2
+    assert json.loads(out)["content"]["sets"][path]["rows"] == 2
+
+
+def test_secrets_are_not_printed(run: Run, tmp_path: Path) -> None:
+    said = run("check", "https:/user:SECRET@h/x.jsonl")
+    said += run("stats", "https:/user:SECRET@h/x.jsonl")
+    said += run("convert", "memory://u:SECRET@h/x.jsonl", tmp_path / "o.jsonl", "--to", "trl")
+    recipe = tmp_path / "r.toml"
+    url = "https://u:SEC/RET@h/x?sig=SECRET"
+    for line in (f"seed = '{url}'", f"data.'{url}' = 1", f"data.prompts = ['{url}', 1]"):
+        recipe.write_text(line)
+        said += run("show", recipe)
+    assert "SECRET" not in str(said)
+    assert "SEC/RET" not in str(said)
+
+
+def test_secrets_of_any_error_are_hidden(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(error: Exception) -> None:
+        raise error
+
+    for error in (DataError("at https://u:SECRET@h/x?sig=SECRET"), OSError("//u:SECRET@h")):
+        for words in (["amenable"], ["amenable", "--debug"]):
+            monkeypatch.setattr(sys, "argv", words)
+            monkeypatch.setattr(cli, "app", lambda error=error, **_: fail(error))
+            with pytest.raises(SystemExit):
+                cli.main()
+    said = capsys.readouterr().err
+    assert "SECRET" not in said
+    assert "Traceback" in said
+    assert "at https://h/x?…" in said
+
+
 def test_columns_and_readers_are_given_on_the_command_line(
     run: Run, write: Write, tmp_path: Path
 ) -> None:
@@ -113,7 +173,9 @@ def test_convert_tells_what_was_lost(run: Run, write: Write, tmp_path: Path) -> 
     assert "annotator, of 1 row" in out
     (row,) = map(json.loads, out_path.read_text().splitlines())
     assert row == {"prompt": "Sum it up.", "chosen": "Long.", "rejected": "Short."}
-    _, out, _ = run("convert", path, tmp_path / "again.jsonl", "--to", "native", "--json")
+    words = ("convert", path, out_path, "--to", "native", "--json")
+    assert run(*words)[0] == 2
+    _, out, _ = run(*words, "--force")
     assert json.loads(out)["written"] == 2
 
 
@@ -140,7 +202,10 @@ def test_formats_are_listed(run: Run) -> None:
     [
         (("check", "none.jsonl", "--as", "pears"), "--as 'pears': expected one of demonstrations"),
         (("check", "none.jsonl", "--column", "choice"), "no KEY=COLUMN; write --column choice="),
-        (("check", "none.jsonl", "--column", "chioce=x"), "columns.chioce: unknown key"),
+        (
+            ("check", "none.jsonl", "--column", "chioce=x"),
+            "expected one of input_text, id, group, ",
+        ),
         (("check", "none.jsonl", "--format", "lisp"), "format 'lisp' is unknown; expected auto"),
         (("stats", "none.jsonl"), "none.jsonl: there is no such file"),
         (("convert", "none.jsonl", "out.jsonl", "--to", "lisp"), "format 'lisp' is unknown"),

@@ -79,12 +79,36 @@ def test_override_values(override: str, key: str, value: object) -> None:
 )
 def test_files_of_a_kind_stand_for_their_section(given: str, tmp_path: Path) -> None:
     path = write(tmp_path, given)
-    overrides = ["data.preferences.format=hh", "data.preferences.columns.choice_values=['1', '2']"]
+    overrides = ["data.preferences.pairs=best_worst", "data.preferences.format=hh"]
     for more, files in (([], ("a",)), (["data.preferences=b"], ("b",))):
         source = load_recipe(path, [*overrides, *more, "data.prompts=p"]).data.preferences
         assert (source.files, source.format) == (files, "hh")
-        assert source.columns.choice_values == ("1", "2")
+        assert source.pairs == "best_worst"
         assert source
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ("format = 'hh'\nreader = 'a.py:f'", "reader: format is named as well, and one of them"),
+        ("format = 'hh'\ncolumns.id = 'n'", "columns: format is named as well"),
+        ("reader = 'a.py:f'\ncolumns.id = 'n'", "columns: reader is named as well"),
+        ("columns.choice_values = ['2', '2']", r"columns.choice_values: found \['2', '2'\]; exp"),
+        ("columns.choice_values = ['2']", r"columns.choice_values: found \['2'\]; exp"),
+        ("columns.choice_values = ['1', '2', '3', '4']", "columns.choice_values: found .* exp"),
+    ],
+)
+def test_a_source_is_read_in_one_way(given: str, told: str, tmp_path: Path) -> None:
+    path = write(tmp_path, f"[data.preferences]\nfiles = ['a']\n{given}")
+    with pytest.raises(RecipeError, match=rf"recipe.toml: data.preferences.{told}"):
+        load_recipe(path, ["data.prompts=p"])
+
+
+def test_a_verdict_may_be_in_three_words(tmp_path: Path) -> None:
+    verdicts = "columns.choice_values = ['a', 'b', 'tie']"
+    path = write(tmp_path, f"[data.preferences]\nfiles = ['a']\n{verdicts}")
+    source = load_recipe(path, ["data.prompts=p"]).data.preferences
+    assert source.columns.choice_values == ("a", "b", "tie")
 
 
 def test_a_source_is_checked_like_any_section(tmp_path: Path) -> None:
@@ -210,6 +234,8 @@ def test_ends_of_a_range() -> None:
         (["policy.top_k=50"], "policy.top_k: must be 0 in training, not 50"),
         (["data.task=files"], 'set data.task = "docstrings" for the built-in task'),
         (["data.prompts=a.jsonl"], "data.prompts: would be ignored"),
+        (["data.test_share=0.6", "data.validation_share=0.4"], "leave nothing to train on; set"),
+        (["data.test_share=0"], "0 holds nothing out; set a share above 0"),
         (["collect.annotator=none"], "data.preferences: is empty"),
         (["reward.enabled=false"], "reward.enabled: is false, and policy.reward names no"),
         (["policy.ppo.minibatches=7"], "7 does not divide the 16 prompts"),

@@ -48,9 +48,34 @@ def test_columns_by_hand(tmp_path: Path) -> None:
     assert table.id_of(1) == "rows:2"
     assert len(set(table.key.tolist())) == 1  # case and space apart
     assert table.group[0] == rank_bits("g")
-    assert list(table.group_names(every(table)[:1])) == ["g"]
+    assert table.asked[0] == table.asked[2] != table.asked[1]
     assert table.content[0] == table.content[2] != table.content[1]
     assert not table.equal.any()
+
+
+def test_exact_duplicates_are_the_same_as_they_stand(tmp_path: Path) -> None:
+    def turns(*contents: str, system: str = "s") -> list[dict[str, str]]:
+        roles = ["user", "assistant", "user"][-len(contents) :]
+        spoken = zip(roles, contents, strict=True)
+        system_turn = {"role": "system", "content": system}
+        return [system_turn, *({"role": r, "content": c} for r, c in spoken)]
+
+    asked = [
+        {"input_text": "if x:\n  f()"},
+        {"input_text": "if x:\n f()"},
+        {"input_text": "IF x:\n f()"},
+        {"messages": turns("if x:\n f()")},
+        {"messages": turns("if x:\n f()", system="t")},
+        {"messages": turns("if", "x:", "f()")},
+        {"messages": turns("if", "x:f", "()")},
+    ]
+    rows = [{**row, "output_text": text} for row in asked for text in ("a b", "a  b", "a b")]
+    files = written(tmp_path, rows)
+    log = ReadLog()
+    table = read_table(tmp_path / "spool", iter_demonstrations(files, log), log)
+    assert len(set(table.asked.tolist())) == len(asked)
+    assert len(set(table.content.tolist())) == 2 * len(asked)
+    assert len(set(table.key[:15].tolist())) == 1
 
 
 def test_lines_are_native_rows_in_the_order_asked_for(tmp_path: Path) -> None:

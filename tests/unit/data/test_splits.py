@@ -1,29 +1,29 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 
 import numpy as np
 import pytest
 
 from amenable.data.splits import (
+    Codes,
+    JointGroups,
+    Side,
+    Sides,
     draw,
-    draw_order,
-    held_out,
-    hold_out,
-    linked_codes,
-    linked_groups,
     rank,
     rank_bits,
-    split_by_group,
+    sides_by_share,
 )
 
 
-def first_letter(row: str) -> str:
-    return row[0]
+def codes(names: Iterable[str]) -> Codes:
+    return np.array([rank_bits(name) for name in names], dtype=np.uint64)
 
 
-def same(row: str) -> str:
-    return row
+def drawn(names: list[str], count: int, salt: str) -> list[str]:
+    return [names[place] for place in draw(names, np.arange(len(names)), count, salt)]
 
 
 def test_rank_is_the_sha256_of_salt_and_name() -> None:
@@ -37,98 +37,56 @@ def test_ranks_are_uniform() -> None:
     assert abs(below - 2000) < 4 * 40  # four standard deviations, sqrt(10,000 * 0.2 * 0.8) = 40
 
 
-def test_split_by_group_keeps_groups_whole_and_shares_about_right() -> None:
-    rows = [f"{group}/{number}" for group in range(1000) for number in range(2)]
-    splits = split_by_group(rows, lambda row: row.split("/")[0], {"test": 0.2, "validation": 0.1})
-    assert list(splits) == ["test", "validation", "train"]
-    assert sum(map(len, splits.values())) == 2000
-    groups = {name: {row.split("/")[0] for row in split} for name, split in splits.items()}
-    assert not groups["test"] & groups["validation"]
-    assert not groups["test"] & groups["train"]
-    assert 340 < len(splits["test"]) < 460
-    assert 140 < len(splits["validation"]) < 260
+def test_shares_about_right() -> None:
+    sides = sides_by_share(codes(map(str, range(10_000))), 0.2, 0.1)
+    counts = [int((sides == side).sum()) for side in Side]
+    assert sum(counts) == 10_000
+    for count, share in zip(counts, (0.2, 0.1, 0.7), strict=True):
+        assert abs(count - 10_000 * share) < 4 * (10_000 * share * (1 - share)) ** 0.5
 
 
-@pytest.mark.parametrize("shares", [{"test": -0.1}, {"test": 0.8, "validation": 0.3}])
-def test_impossible_shares_are_refused(shares: dict[str, float]) -> None:
-    with pytest.raises(ValueError, match="shares must be 0 or more and at most 1 together"):
-        split_by_group(["a"], first_letter, shares)
-
-
-def test_hold_out_takes_whole_groups_until_there_are_enough() -> None:
-    rows = [f"{letter}{number}" for letter in "abcdefghij" for number in range(10)]
-    rest, held = hold_out(rows, 15, first_letter, 0.5)
-    assert len(held) == 20
-    assert {row[0] for row in held}.isdisjoint(row[0] for row in rest)
-    by_rank = sorted("abcdefghij", key=rank)
-    assert {row[0] for row in held} == set(by_rank[:2])
-    assert [row for row in rows if row in set(held)] == held  # order kept
-
-
-def test_hold_out_takes_no_more_than_its_share() -> None:
-    rows = [f"{letter}{number}" for letter in "abcdefghi" for number in range(10)]
-    rest, held = hold_out(rows, 1000, first_letter, 1 / 3)
-    assert (len(rest), len(held)) == (60, 30)
-
-
-def test_hold_out_passes_over_a_group_that_is_too_large() -> None:
-    largest = min("abcd", key=rank)
-    rows = [f"{letter}{n}" for letter in "abcd" for n in range(100 if letter == largest else 2)]
-    _, held = hold_out(rows, 4, first_letter, 0.5)
-    assert len(held) == 4
-    assert largest not in {row[0] for row in held}
-
-
-def test_hold_out_of_two_groups_takes_one_and_of_one_none() -> None:
-    assert [len(part) for part in hold_out(["a1", "b1"], 5, first_letter, 0.1)] == [1, 1]
-    assert hold_out(["a1", "a2"], 1, first_letter, 0.5) == (["a1", "a2"], [])
-    assert hold_out([], 1, first_letter, 0.5) == ([], [])
-
-
-@pytest.mark.parametrize("count", [0, -3])
-def test_hold_out_of_nothing_is_nothing(count: int) -> None:
-    assert hold_out(["a", "b"], count, first_letter, 0.5) == (["a", "b"], [])
+def test_a_side_is_that_of_the_rank() -> None:
+    groups = np.array([0, 2**62 - 1, 2**62, 2**63 - 1, 2**63, 2**64 - 1], dtype=np.uint64)
+    sides = sides_by_share(groups, 0.25, 0.25)
+    expected = [Side.TEST, Side.TEST, Side.VALIDATION, Side.VALIDATION, Side.TRAIN, Side.TRAIN]
+    assert sides.tolist() == expected
+    assert sides_by_share(groups, 0.0, 1.0).tolist() == [Side.VALIDATION] * 6
 
 
 def test_a_larger_draw_begins_with_the_smaller() -> None:
     rows = [str(number) for number in range(50)]
-    whole = draw(rows, 0, same, "seed 1")
+    whole = drawn(rows, 0, "seed 1")
     assert sorted(whole) == sorted(rows)
-    assert whole != rows
-    assert draw(reversed(rows), 10, same, "seed 1") == whole[:10]
-    assert draw(rows, 10, same, "seed 2") != whole[:10]
+    assert whole == sorted(rows, key=lambda name: rank_bits(name, "seed 1"))
+    assert drawn(rows[::-1], 10, "seed 1") == whole[:10]
+    assert drawn(rows, 10, "seed 2") != whole[:10]
+    assert drawn(rows, 99, "seed 1") == whole
 
 
-def test_groups_that_share_a_prompt_are_joined_under_the_first_name() -> None:
-    pairs = [("c", "1"), ("b", "1"), ("b", "2"), ("a", "2"), ("d", "3"), ("d", "4"), ("a", "5")]
-    assert linked_groups(pairs) == {"a": "a", "b": "a", "c": "a", "d": "d"}
-    assert linked_groups([]) == {}
+def test_linked_groups_are_the_lowest_of_them() -> None:
+    groups = np.array([9, 8, 8, 7, 5, 5, 7, 3], dtype=np.uint64)
+    keys = np.array([1, 1, 2, 2, 3, 4, 6, 9], dtype=np.uint64)
+    joint = JointGroups.linked(groups, keys)
+    assert joint.members.tolist() == [7, 8, 9]
+    assert joint.of(groups).tolist() == [7, 7, 7, 7, 5, 5, 7, 3]
+    alone = JointGroups.linked(groups[4:], keys[4:])
+    assert len(alone.members) == 0
+    assert alone.of(groups).tolist() == groups.tolist()
 
 
-def test_columns_are_held_out_as_rows_are() -> None:
-    rows = [f"{number % 40}/{number}" for number in range(300)]
-    codes = np.array([rank_bits(row.split("/")[0]) for row in rows], dtype=np.uint64)
-    for count, most in ((0, 0.5), (17, 1 / 3), (1000, 0.25)):
-        _, held = hold_out(rows, count, lambda row: row.split("/")[0], most)
-        marks = held_out(codes, count, most)
-        assert [row for row, mark in zip(rows, marks.tolist(), strict=True) if mark] == held
-    assert held_out(codes[:0], 3, 0.5).tolist() == []
+def test_many_links_meet_in_the_lowest_group() -> None:
+    rng = np.random.default_rng(0)
+    groups = rng.permutation(np.arange(1, 1001, dtype=np.uint64))
+    chain = np.repeat(groups, 2)[1:-1]
+    joint = JointGroups.linked(chain, np.repeat(np.arange(999, dtype=np.uint64), 2))
+    assert set(joint.of(groups).tolist()) == {1}
 
 
-def test_numbers_are_drawn_as_rows_are() -> None:
-    rows = [str(number) for number in range(50)]
-    places = np.arange(50)[::-1]
-    names = [rows[place] for place in places]
-    for count in (0, 7, 99):
-        drawn = draw_order(names, places, count, "seed 1")
-        assert [rows[place] for place in drawn] == draw(rows, count, same, "seed 1")
-
-
-def test_linked_codes_are_sets_of_groups() -> None:
-    groups = np.array([9, 8, 8, 7, 5, 5, 7], dtype=np.uint64)
-    keys = np.array([1, 1, 2, 2, 3, 4, 6], dtype=np.uint64)
-    members, links = linked_codes(groups, keys)
-    assert members.tolist() == [7, 8, 9]
-    assert len(set(links.tolist())) == 1
-    members, links = linked_codes(groups[4:], keys[4:])
-    assert (len(members), len(links)) == (0, 0)
+def test_a_side_holds_for_all_linked_groups() -> None:
+    joint = JointGroups.linked(
+        np.array([4, 6, 8], dtype=np.uint64), np.array([1, 1, 2], dtype=np.uint64)
+    )
+    groups = np.array([4, 8], dtype=np.uint64)
+    sides = Sides(joint, groups, np.array([Side.TRAIN, Side.TRAIN], dtype=np.int8))
+    sides.put(np.array([6], dtype=np.uint64), Side.TEST)
+    assert sides.of(np.array([8, 6, 4], dtype=np.uint64)).tolist() == [2, 0, 0]

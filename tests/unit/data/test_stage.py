@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -22,6 +23,7 @@ from amenable.config.policy import PolicyConfig
 from amenable.config.recipe import Recipe
 from amenable.data import stage
 from amenable.data.reading.readers import read_demonstrations, read_preferences, read_prompts
+from amenable.data.row_file import write_lines
 from amenable.data.schemas import Demonstration, Message, Prompt, Speaker
 from amenable.errors import DataError
 
@@ -103,7 +105,14 @@ def preferences(prompts: int, each: int = 1) -> list[dict[str, Any]]:
     ]
 
 
-SMALL = {"evaluation_rows": 10, "validation_rows": 5}
+SMALL = {
+    "evaluation_rows": 10,
+    "validation_rows": 5,
+    "test_share": 0.17,
+    "validation_share": 0.08,
+}
+"""Of the hashes of 60 questions exactly 10 and 5 fall to these shares."""
+
 TRAINING = ("demonstrations.train", "demonstrations.validation", "preferences.train")
 
 
@@ -133,28 +142,30 @@ def test_a_held_out_prompt_is_in_no_training_split_of_any_kind(run: Any, write: 
         demonstrations=write("d", demonstrations(60)),
         preferences=write("p", preferences(60, each=2)),
         prompts=write("q", [{"input_text": f"Question  {n}", "group": f"g{n}"} for n in range(60)]),
-        **SMALL,
+        **{**SMALL, "evaluation_rows": 100, "validation_rows": 100},
     )
     test = {text.casefold().replace("  ", " ") for text in done.texts("prompts.test")}
-    assert len(test) == 10
+    assert len(test) == 21  # the lower rank of two names decides
     for split in (*TRAINING, "preferences.validation"):
         assert test.isdisjoint(done.texts(split)), split
     assert done.texts("preferences.test") == test
-    assert done.section["splits"]["preferences.test"] == 20
+    assert done.section["splits"]["preferences.test"] == 42
     assert done.texts("preferences.train").isdisjoint(done.texts("preferences.validation"))
-    assert done.report["set_aside"] == {"demonstrations of held-out prompts": 10}
+    assert done.report["set_aside"] == {"demonstrations of held-out prompts": 21}
 
 
-def test_preferences_fill_their_test_and_keep_it_from_the_other_kinds(run: Any, write: Any) -> None:
+def test_preferences_have_a_test_of_their_own_and_keep_it_from_the_other_kinds(
+    run: Any, write: Any
+) -> None:
     done = run(
         demonstrations=write("d", demonstrations(60)),
         preferences=write("p", preferences(60)),
-        evaluation_prompts=write("e", [{"input_text": "new 1"}, {"input_text": "question 7"}]),
-        **SMALL,
+        evaluation_prompts=write("e", [{"input_text": "new 1"}, {"input_text": "question 2"}]),
+        **{**SMALL, "evaluation_rows": 100, "validation_rows": 100},
     )
     test = done.texts("preferences.test")
-    assert len(test) == 10
-    assert "question 7" in test
+    assert len(test) == 11  # 10 by their share
+    assert "question 2" in test
     for split in ("demonstrations.train", "prompts.train", "preferences.train"):
         assert test.isdisjoint(done.texts(split)), split
 
@@ -167,7 +178,7 @@ def test_few_documents_with_many_pairs_stay_whole(run: Any, write: Any) -> None:
     assert done.section["splits"]["preferences.train"] >= 0.45 * 17 * 19
     assert done.texts("prompts.test") <= done.texts("preferences.test")
     assert done.report["prompts_from"] == "preferences"
-    assert done.said[0].startswith("data: prompts.test has 5 rows, not the 400 of data.evaluation_")
+    assert done.said[0].startswith("data: prompts.test has 2 rows, not the 400 of data.evaluation_")
 
 
 def test_splits_do_not_depend_on_the_seed_but_draws_do(run: Any, write: Any) -> None:
@@ -201,10 +212,11 @@ def test_splits_do_not_depend_on_the_seed_but_draws_do(run: Any, write: Any) -> 
 def test_exact_duplicates_are_dropped_and_counted(run: Any, write: Any) -> None:
     twice = {"input_text": "question 1", "output_text": "answer 1"}
     other = {"input_text": "question 1", "output_text": "another answer"}
+    spaced = {"input_text": "question  1", "output_text": "answer 1"}
     done = run(
-        demonstrations=write("d", [*demonstrations(30), twice, other]),
-        prompts=write("q", [*demonstrations(30), {"input_text": "QUESTION 2"}]),
-        evaluation_prompts=write("e", [{"input_text": "new"}, {"input_text": "new "}]),
+        demonstrations=write("d", [*demonstrations(30), twice, other, spaced]),
+        prompts=write("q", [*demonstrations(30), {"input_text": "QUESTION 2"}, twice]),
+        evaluation_prompts=write("e", [{"input_text": text} for text in ("new", "new ", "new")]),
         **SMALL,
     )
     assert done.report["dropped"] == {
@@ -213,7 +225,8 @@ def test_exact_duplicates_are_dropped_and_counted(run: Any, write: Any) -> None:
         "duplicate prompts": 1,
     }
     assert done.section["dropped"] == 3
-    assert done.section["demonstrations"] == 31
+    assert done.section["demonstrations"] == 32
+    assert {"question 2", "QUESTION 2"} <= done.texts("prompts.train")
 
 
 def test_prompts_among_the_evaluation_prompts_are_set_aside(run: Any, write: Any) -> None:
@@ -276,17 +289,6 @@ def test_stale_splits_of_an_earlier_recipe_are_removed(run: Any, write: Any) -> 
     assert names == {f"{split}.jsonl" for split in done.section["splits"]} | {"report.json"}
 
 
-def test_validation_may_be_left_out(run: Any, write: Any) -> None:
-    done = run(preferences=write("p", preferences(2)), evaluation_rows=1, validation_rows=0)
-    assert done.section["splits"]["preferences.validation"] == 0
-    assert not (done.root / "data/preferences.validation.jsonl").exists()
-    assert done.report["splits"]["preferences.validation"] == {
-        "rows": 0,
-        "groups": 0,
-        "words": {"prompt": {}, "output_text": {}, "candidate_0": {}, "candidate_1": {}},
-    }
-
-
 def test_every_written_row_is_read_back(run: Any, write: Any) -> None:
     talk = {
         "messages": [{"role": "system", "content": "s"}, {"role": "user", "content": "long talk"}],
@@ -343,19 +345,28 @@ def test_the_report_tells_counts_lengths_and_sources(run: Any, write: Any) -> No
     assert words["prompt"]["max"] == 2
 
 
-def test_percentiles_are_of_the_nearest_rank(run: Any, write: Any) -> None:
-    """Answers of 1 to 101 words: the p-th percentile is p + 1."""
+def test_percentiles_are_those_of_the_statistics(run: Any, write: Any) -> None:
     rows = [{"input_text": f"q {n}", "output_text": "w " * n} for n in range(1, 102)]
-    prompts = write("e", [{"input_text": "other"}])
-    done = run(demonstrations=write("d", rows), evaluation_prompts=prompts, validation_rows=0)
-    assert done.report["splits"]["demonstrations.train"]["words"]["output_text"] == {
-        "min": 1,
-        "p10": 11,
-        "p50": 51,
-        "p90": 91,
-        "p99": 100,
-        "max": 101,
+    done = run(demonstrations=write("d", rows))
+    lengths = sorted(len(row["output_text"].split()) for row in done.rows("demonstrations.train"))
+    found = done.report["splits"]["demonstrations.train"]["words"]["output_text"]
+    assert found == {
+        "min": lengths[0],
+        **{f"p{p}": lengths[math.ceil(p * len(lengths) / 100) - 1] for p in (10, 50, 90, 99)},
+        "max": lengths[-1],
     }
+    statistics = done.report["statistics"]["demonstrations.train"]["words"]["output"]
+    assert found.items() <= statistics.items()
+
+
+@pytest.mark.parametrize("kind", ["prompts", "evaluation_prompts"])
+def test_files_that_give_no_row_are_refused_and_not_replaced(
+    run: Any, write: Any, kind: str
+) -> None:
+    faulty = write("faulty", [{"input_text": 7}] * 3)
+    files = {kind: faulty, "demonstrations": write("d", demonstrations(60))}
+    with pytest.raises(DataError, match=rf"no row of data.{kind} is left \(.*times: .*; mend the"):
+        run(**files, on_error="drop")
 
 
 def test_faulty_rows_end_the_run_or_are_left_out_and_counted(run: Any, write: Any) -> None:
@@ -398,12 +409,41 @@ def test_nothing_is_left_of_the_spool(run: Any, write: Any, tmp_path: Path) -> N
     assert names == {f"{split}.jsonl" for split in done.section["splits"]} | {"report.json"}
 
 
-@pytest.mark.parametrize("grows", ["demonstrations", "preferences", "prompts"])
-def test_rows_of_new_prompts_move_no_old_row_from_training_to_held_out(
-    run: Any, write: Any, grows: str
+def test_a_kill_while_splits_are_written_leaves_the_old_ones_whole(
+    run: Any, write: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """There are enough rows to hold out: new groups may push old ones out, never in."""
+    files = {"demonstrations": write("d", demonstrations(60)), **SMALL}
+    done = run(**files)
+    before = {path.name: path.read_bytes() for path in (done.root / "data").iterdir()}
+    written: list[Path] = []
 
+    def write_few(path: Path, lines: Any) -> None:
+        if len(written) == 2:
+            raise KeyboardInterrupt
+        written.append(path)
+        write_lines(path, lines)
+
+    monkeypatch.setattr(stage, "write_lines", write_few)
+    with pytest.raises(KeyboardInterrupt):
+        run(seed=5, max_prompts=7, max_demonstrations=3, **files)
+    assert {path.name: path.read_bytes() for path in (done.root / "data").iterdir()} == before
+
+
+def test_what_was_found_is_written_before_the_rows_are_refused(
+    run: Any, write: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    finding = {"level": "error", "text": "Bad.", "means": "No.", "try": "Mend.", "sets": ["all"]}
+    found = {"tokens": {"findings": [finding]}}
+    monkeypatch.setattr(stage, "quality", lambda *rest: found)
+    with pytest.raises(DataError, match=r"Bad\. No\. Mend\."):
+        run(demonstrations=write("d", demonstrations(60)), **SMALL)
+    report = json.loads((tmp_path / "run/data/report.json").read_text())
+    assert report["tokens"] == found["tokens"]
+    assert report["read"]["demonstrations"] == 60
+
+
+@pytest.mark.parametrize("grows", ["demonstrations", "preferences", "prompts"])
+def test_rows_of_new_prompts_move_no_old_row(run: Any, write: Any, grows: str) -> None:
     def grown(kind: str, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         fresh = [{**row, "input_text": f"new {row['input_text']}"} for row in rows]
         return [*rows, *fresh] if kind == grows else rows
@@ -415,19 +455,16 @@ def test_rows_of_new_prompts_move_no_old_row_from_training_to_held_out(
             demonstrations=write("d", change("demonstrations", demonstrations(400))),
             preferences=write("p", grouped),
             prompts=write("q", change("prompts", demonstrations(500))),
-            evaluation_rows=30,
-            validation_rows=15,
+            evaluation_rows=10**6,
+            validation_rows=10**6,
         )
         return {split: done.texts(split) for split in done.section["splits"]}
 
     before = texts(lambda kind, rows: rows)
     after = texts(grown)
     assert any(text.startswith("new") for text in after[f"{grows}.train"])
-    for split in ("demonstrations.train", "preferences.train", "prompts.train"):
-        kind = split.split(".")[0]
-        for held in ("prompts.test", f"{kind}.validation", f"{kind}.test"):
-            assert before[split].isdisjoint(after.get(held, set())), (split, held)
-    assert texts(lambda kind, rows: rows) == before
+    for split, rows in before.items():
+        assert rows <= after[split], split
 
 
 def test_more_preferences_keep_what_was_held_out(run: Any, write: Any) -> None:
@@ -463,7 +500,9 @@ def test_the_built_in_task_is_split_by_module(run: Any, monkeypatch: pytest.Monk
         task="docstrings",
         collect=CollectConfig(annotator="simulated", pairs=30),
         max_demonstrations=40,
+        test_share=0.2,
         evaluation_rows=20,
+        validation_share=0.15,
         validation_rows=10,
     )
     modules = {
@@ -499,24 +538,20 @@ def test_prompts_that_are_all_held_out_are_refused(run: Any, write: Any) -> None
 
 
 @pytest.mark.parametrize(
-    ("kind", "rows", "message"),
+    ("kind", "rows"),
     [
-        ("demonstrations", demonstrations(1), "no demonstrations are left for the validation spli"),
-        (
-            "preferences",
-            preferences(2),
-            "no preferences are left for the validation split: too few",
-        ),
-        ("preferences", preferences(1), "no preferences are left for the validation split"),
+        ("demonstrations", demonstrations(1)),
+        ("preferences", preferences(2)),
+        ("preferences", preferences(1)),
     ],
 )
 def test_too_few_rows_for_every_split_are_refused(
-    run: Any, write: Any, kind: str, rows: list[dict[str, Any]], message: str
+    run: Any, write: Any, kind: str, rows: list[dict[str, Any]]
 ) -> None:
     prompts = write("e", [{"input_text": "other"}])
-    with pytest.raises(DataError, match=message) as caught:
+    message = f"no {kind} are left for the .* split: too few different prompts.*other prompts$"
+    with pytest.raises(DataError, match=message):
         run(**{kind: write("r", rows)}, evaluation_prompts=prompts)
-    assert "or set data.validation_rows = 0" in str(caught.value)
 
 
 def test_demonstrations_that_are_all_held_out_are_refused(run: Any, write: Any) -> None:
@@ -527,7 +562,6 @@ def test_demonstrations_that_are_all_held_out_are_refused(run: Any, write: Any) 
             evaluation_prompts=write("e", demonstrations(3)),
         )
     assert "give rows of at least 2 other prompts" in str(caught.value)
-    assert "validation_rows" not in str(caught.value)
 
 
 def test_a_simulated_annotator_needs_references_at_once(run: Any, write: Any) -> None:
@@ -543,6 +577,9 @@ def test_real_summaries_and_real_prompts(run: Any) -> None:
     done = run(
         preferences=(str(REAL_DATA / "pref/summedits_scitldr.jsonl.gz"),),
         prompts=(str(REAL_DATA / "sft/scitldr_train.jsonl.gz"),),
+        test_share=0.25,
+        validation_share=0.1,
+        validation_rows=200,
     )
     assert done.section["preferences"] == 321
     assert done.section["splits"]["prompts.test"] == 400

@@ -239,6 +239,26 @@ def test_strengths_are_drawn_where_there_are_any(full: Json) -> None:
     assert data_report.data_section(light)["strengths"] is None
 
 
+@pytest.mark.parametrize(("second", "shown"), [(0, None), (3, 0.25)])
+def test_choices_that_are_all_one_side_have_no_p(second: int, shown: float | None) -> None:
+    """A file that names a chosen text first has no bias of position, however small its p."""
+    name = "preferences.train"
+    found = {
+        "statistics": {name: {"choices": {"0": 100, "1": second, "tie": 2}}},
+        "content": {"measures": {name: {"position": {"share": 1.0, "rows": 100, "p": 0.25}}}},
+    }
+    (row,) = data_labels.label_rows(found)
+    assert row["p"] == shown
+
+
+def test_captions_hold_for_every_split_and_reason(full: Json, tmp_path: Path) -> None:
+    limited = {**full, "set_aside": {"preferences beyond max_preferences": 7}}
+    html = page_of(limited, tmp_path)
+    assert "so that nothing held out" not in html
+    assert "Set aside, in no split:" in html
+    assert "prompts.collect and prompts.train overlap" in html
+
+
 def test_a_run_of_before_has_its_counts(tmp_path: Path) -> None:
     """The keys that were written before reading, statistics, content and tokens were."""
     old = {

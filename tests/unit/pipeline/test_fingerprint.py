@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from amenable.config.data import DataConfig, PromptSource
 from amenable.config.recipe import Recipe
 from amenable.errors import ModelError
 from amenable.pipeline import fingerprint as fp
@@ -106,6 +107,42 @@ def test_hub_is_closed_unless_it_is_named(monkeypatch: pytest.MonkeyPatch, tmp_p
     assert os.environ["HF_HUB_OFFLINE"] == "0"
     preflight.close_hub(Recipe(), tmp_path)
     assert os.environ["HF_HUB_OFFLINE"] == "1"
+
+
+@pytest.mark.parametrize(
+    ("files", "is_open"),
+    [
+        (["hub:owner/name:train"], True),
+        (["rows.jsonl", "hf://datasets/o/n/rows.jsonl"], True),
+        (["rows.jsonl", "hub:.", "https://h/x"], False),
+    ],
+)
+def test_hub_stays_open_for_data_that_is_on_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, files: list[str], is_open: bool
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+    for section in (PromptSource(files=tuple(files)), PromptSource()):
+        recipe = Recipe(data=DataConfig(prompts=section))
+        preflight.close_hub(recipe, tmp_path)
+        assert os.environ["HF_HUB_OFFLINE"] == ("0" if is_open and section else "1")
+        monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+
+
+def test_code_of_a_reader_is_its_file_and_what_it_imports_beside(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "rd.py").write_text("import json, helper\nfrom . import other\n")
+    (tmp_path / "helper.py").write_text("def f():\n    from deeper.x import y\n")
+    (tmp_path / "deeper.py").write_text("not Python")
+    for name in ("other", "unrelated"):
+        (tmp_path / f"{name}.py").write_text("")
+    found = dict(fp._code("reader", tmp_path / "rd.py"))
+    assert [Path(file).name for file in found.values()] == [
+        *("rd.py", "deeper.py", "helper.py", "other.py")
+    ]
+    assert list(found)[1] == "reader, import of deeper.py"
+    monkeypatch.chdir(tmp_path)
+    assert fp.source_of_function("rd:pairs") == tmp_path / "rd.py"  # before it can be imported
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux")

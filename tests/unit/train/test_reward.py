@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from transformers import AutoModelForSequenceClassification
@@ -13,6 +14,7 @@ from amenable.artifacts import StageContext, read_json, read_jsonl, write_jsonl
 from amenable.data.collate import PromptGroup, collate
 from amenable.data.reading.readers import read_preferences
 from amenable.data.schemas import Choice, Message, Preference, Prompt, Speaker
+from amenable.data.tokens.cache import TokenGroups
 from amenable.models.build import Foundation
 from amenable.models.heads import ScalarHead
 from amenable.models.roles import Role
@@ -142,6 +144,18 @@ def test_metrics_by_hand(make_context: MakeContext, ten_rows: Rows, tmp_path: Pa
         (metrics["rank_loss"], metrics["accuracy"]), abs=1e-4
     )
     assert pair_margins(role, renderer, rows, 500).tolist() == pytest.approx(gaps, abs=1e-4)
+
+
+def test_groups_that_are_given_are_those_that_are_scored(
+    make_context: MakeContext, ten_rows: Rows, tmp_path: Path
+) -> None:
+    """No groups are not groups that are not known: nothing is tokenized in their place."""
+    _, role, rows, groups = opened(context(make_context, ten_rows, tmp_path))
+    renderer = Foundation.open(context(make_context, ten_rows, tmp_path).recipe).renderer
+    none = TokenGroups(np.zeros(0, np.int32), np.zeros(1, np.int64), 3)
+    assert pair_margins(role, renderer, rows, 500, none).shape == (0,)
+    known = pair_margins(role, renderer, rows, 500, groups[:2])
+    assert known.tolist() == pair_margins(role, renderer, rows[:2], 500).tolist()
 
 
 @pytest.mark.parametrize("lora", [True, False])

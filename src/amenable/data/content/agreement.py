@@ -1,6 +1,7 @@
 """How far annotators agree: Krippendorff's alpha and raw agreement over re-judged pairs.
 
-A *unit* is one prompt with one unordered pair of candidates. Choices and strengths are turned to a
+A *unit* is one prompt, all its turns word for word, with one unordered pair of candidates: another
+system message asks for another answer. Choices and strengths are turned to a
 fixed order of the two candidates first, so that a pair shown the other way round is the same unit.
 A second judgement of one unit by the same named annotator is left out; rows without a name count as
 one annotator each.
@@ -15,13 +16,14 @@ from __future__ import annotations
 
 import hashlib
 from array import array
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from amenable.data.schemas import Choice, Preference, prompt_key
+from amenable.data.schemas import Choice, Preference, Prompt, prompt_key
 
 Json = dict[str, Any]
 Floats = npt.NDArray[np.float64]
@@ -125,10 +127,10 @@ class Judgements:
     """Preferences as columns of numbers: 22 bytes a row, no text kept."""
 
     prompts: array[int] = field(default_factory=lambda: array("Q"))
-    """8-byte key of the prompt."""
+    """8-byte `prompt_key`."""
 
     units: array[int] = field(default_factory=lambda: array("Q"))
-    """8-byte hash of the prompt and the unordered pair."""
+    """8-byte hash of the prompt's turns and the unordered pair."""
 
     verdicts: array[int] = field(default_factory=lambda: array("b"))
     """1: the pair's first candidate (in its fixed order) was preferred, -1: the second, 0: tie."""
@@ -144,13 +146,12 @@ class Judgements:
     def __len__(self) -> int:
         return len(self.units)
 
-    def add(self, row: Preference) -> None:
-        """Appends one row."""
-        key = int(prompt_key(row.prompt), 16)
-        unit, is_turned = pair_key(key, row.candidate_0, row.candidate_1)
+    def add(self, row: Preference, key: int | None = None) -> None:
+        """Appends one row; `key` is its `prompt_key`, where that is known."""
+        unit, is_turned = pair_key(row.prompt, row.candidate_0, row.candidate_1)
         verdict = 0 if row.choice is Choice.TIE else 1 if row.choice is Choice.FIRST else -1
         strength = row.strength or 0
-        self.prompts.append(key)
+        self.prompts.append(int(prompt_key(row.prompt), 16) if key is None else key)
         self.units.append(unit)
         self.verdicts.append(-verdict if is_turned else verdict)
         self.strengths.append(10 - strength if is_turned and strength else strength)
@@ -229,13 +230,20 @@ def hash8(*texts: str) -> int:
     return int.from_bytes(digest.digest(), "big")
 
 
-def pair_key(prompt: int, first: str, second: str) -> tuple[int, bool]:
+def verbatim(prompt: Prompt) -> Iterator[str]:
+    """All turns with their speakers, for `hash8`."""
+    for turn in prompt.messages:
+        yield turn.speaker.value
+        yield turn.content
+
+
+def pair_key(prompt: Prompt, first: str, second: str) -> tuple[int, bool]:
     """Key of a prompt and two candidates in either order, and whether they stand turned round.
 
-    White space at the ends apart.
+    White space at the ends of the candidates apart.
     """
     a, b = first.strip(), second.strip()
     is_turned = b < a
     if is_turned:
         a, b = b, a
-    return hash8(f"{prompt:x}", a, b), is_turned
+    return hash8(*verbatim(prompt), a, b), is_turned

@@ -3,30 +3,25 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from amenable.data.content.agreement import Judgements, hash8
-from amenable.data.content.findings import EXAMPLES, Tally, clip, example
-from amenable.data.content.near_duplicates import (
-    HashSample,
-    Sampled,
-    runs,
-    shingles,
-    word_hashes,
-)
-from amenable.data.content.statistics import Item, kind_of, prompt_of, prompt_words
+from amenable.data.content.agreement import Judgements, hash8, verbatim
+from amenable.data.content.findings import CLIP, EXAMPLES, Tally, example
+from amenable.data.content.held_out import HeldOutPrompts
+from amenable.data.content.samples import MAX_WORDS, PromptSamples, Sampled
+from amenable.data.content.statistics import Item, kind_of, prompt_of
 from amenable.data.content.text_faults import (
     faults_of_answers,
     faults_of_text,
+    label_of,
     normalised,
     script_of,
 )
-from amenable.data.content.two_sample import PROMPTS, words_of
+from amenable.data.content.words import HashedTexts, Keys, word_hashes
 from amenable.data.schemas import (
     Choice,
     Demonstration,
@@ -38,11 +33,9 @@ from amenable.data.schemas import (
 )
 
 Json = dict[str, Any]
-Keys = npt.NDArray[np.uint64]
 
-CONTAINED_WORDS = 8
-"""Fewest words of a held-out prompt that is looked for inside training prompts; chosen here:
-shorter ones ("Write a poem about the sea.") stand in other prompts by chance."""
+WAITING = 2**18
+"""Characters of prompts that are hashed at a time; chosen here: some 500 prompts."""
 
 
 def asked_text(prompt: Prompt) -> str:
@@ -58,52 +51,41 @@ def answers_of(item: Item) -> tuple[str, ...]:
     return (item.output_text,) if isinstance(item, Demonstration) else ()
 
 
+@dataclass(frozen=True, slots=True)
+class Search:
+    """Held-out prompts to look for, and what has been looked into already."""
+
+    held_out: HeldOutPrompts
+    done: list[Keys] = field(default_factory=list)
+    """Keys of the prompts of earlier sets, each ascending: most prompts of a run are in two."""
+
+    def is_new(self, keys: Keys) -> npt.NDArray[np.bool_]:
+        """[n] whether each prompt is yet to be looked into."""
+        new = np.ones(len(keys), bool)
+        for known in self.done:
+            if len(known):
+                place = np.searchsorted(known, keys).clip(max=len(known) - 1)
+                new &= known[place] != keys
+        return new
+
+
 @dataclass(slots=True)
-class HeldOutPrompts:
-    """Prompts of held-out sets, to be found word for word inside other prompts.
+class Waiting:
+    """Prompts that are to be hashed together."""
 
-    Each is looked for by one run of CONTAINED_WORDS of its words: the one that fewest of the others
-    have, so that a template that all begin with costs nothing.
-    """
+    keys: list[int] = field(default_factory=list)
+    rows: list[int] = field(default_factory=list)
+    places: list[str] = field(default_factory=list)
+    texts: list[str] = field(default_factory=list)
+    characters: int = 0
 
-    anchors: dict[int, list[tuple[Sampled, int]]] = field(default_factory=dict)
-    """Hash of a run to the prompts that are looked for by it, and where it stands in them."""
-
-    starts: Keys = field(default_factory=lambda: np.zeros(0, np.uint64))
-    """The same hashes, ascending."""
-
-    indexed: int = 0
-    found: dict[int, Json] = field(default_factory=dict)
-    """Key of a contained prompt to an example."""
-
-    def index(self, sampled: Iterable[Sampled]) -> None:
-        """Adds prompts to look for; those too short are left out."""
-        kept = [prompt for prompt in sampled if len(prompt.words) >= CONTAINED_WORDS]
-        if not kept:
-            return
-        own = [runs(prompt.words, CONTAINED_WORDS) for prompt in kept]
-        distinct, counts = np.unique(np.concatenate(own), return_counts=True)
-        for prompt, hashes in zip(kept, own, strict=True):
-            at = int(counts[np.searchsorted(distinct, hashes)].argmin())
-            self.anchors.setdefault(int(hashes[at]), []).append((prompt, at))
-        self.indexed += len(kept)
-        self.starts = np.array(sorted(self.anchors), np.uint64)
-
-    def look_into(self, key: int, place: str, text: str) -> None:
-        """Notes the prompts that stand inside this text, word for word."""
-        if not len(self.starts):
-            return
-        words = word_hashes(text)
-        own = runs(words, CONTAINED_WORDS)
-        nearest = np.searchsorted(self.starts, own)
-        nearest[nearest == len(self.starts)] = 0
-        for position in np.flatnonzero(self.starts[nearest] == own):
-            for held, at in self.anchors[int(own[position])]:
-                start = max(0, int(position) - at)
-                window = words[start : start + len(held.words)]
-                if held.key != key and np.array_equal(window, held.words):
-                    shown = example(held.place, f"in {place}: {held.text}")
-                    self.found.setdefault(held.key, shown)
+    def add(self, key: int, row: int, place: str, text: str) -> None:
+        """Appends one prompt."""
+        self.keys.append(key)
+        self.rows.append(row)
+        self.places.append(place)
+        self.texts.append(text)
+        self.characters += len(text)
 
 
 @dataclass(slots=True)
@@ -119,6 +101,9 @@ class SeenPrompt:
     """What was found out about a prompt: rows of one prompt mostly follow each other."""
 
     messages: tuple[Message, ...]
+    key: int
+    """`prompt_key`"""
+
     words: int
     asked: tuple[str, ...]
     """Its turns, normalised."""
@@ -132,9 +117,10 @@ class SeenPrompt:
         faults: dict[str, str] = {}
         for message in prompt.messages:
             faults |= dict(faults_of_text(message.content))
-        asked = tuple(normalised(message.content) for message in prompt.messages)
-        script = script_of(prompt.text)
-        return cls(prompt.messages, prompt_words(prompt), asked, faults, script)
+        turns = [message.content.split() for message in prompt.messages]
+        asked = tuple(map(normalised, turns))
+        key, words = int(prompt_key(prompt), 16), sum(map(len, turns))
+        return cls(prompt.messages, key, words, asked, faults, script_of(prompt.text))
 
 
 @dataclass(slots=True)
@@ -142,8 +128,11 @@ class SetColumns:
     """One set of rows."""
 
     name: str
-    sample: HashSample
-    """Prompts for near duplicates, as `Sampled`."""
+    samples: PromptSamples
+    """Prompts of all sets for near duplicates and for the distance between sets."""
+
+    search: Search | None = None
+    """What is looked for inside the prompts; None in sets that are not trained on."""
 
     kind: str = ""
     rows: int = 0
@@ -154,8 +143,8 @@ class SetColumns:
     prompts: array[int] = field(default_factory=lambda: array("Q"))
     """Key of each row's prompt."""
 
-    answers: array[int] = field(default_factory=lambda: array("Q"))
-    """Of demonstrations, hash of the output."""
+    contents: array[int] = field(default_factory=lambda: array("Q"))
+    """Of prompts and demonstrations, hash of all turns, verbatim, and the output."""
 
     choices: array[int] = field(default_factory=lambda: array("b"))
     """0, 1, or 2 for a tie."""
@@ -171,81 +160,127 @@ class SetColumns:
     """Of the row's longest answer."""
 
     scripts: dict[str, Script] = field(default_factory=dict)
-    vocabulary: HashSample = field(default_factory=lambda: HashSample(PROMPTS))
-    """Words of prompts for the two-sample test."""
+    labels: dict[str, list[int]] = field(default_factory=dict)
+    """Label that answers begin with to rows in which that answer was chosen, and was rejected."""
 
+    waiting: Waiting = field(default_factory=Waiting)
     seen: SeenPrompt | None = None
     """The row before's prompt."""
 
-    def add(self, place: str, item: Item, held_out: HeldOutPrompts | None) -> None:
-        """Takes one row in; looks for `held_out` prompts inside its own.
-
-        Of a set that is held out itself, `held_out` is None.
+    def add(self, place: str, item: Item) -> None:
+        """Takes one row in.
 
         Raises:
             ValueError: the row is of another kind than the set's first.
         """
-        prompt = prompt_of(item)
-        self.kind = self.kind or kind_of(item)
-        if kind_of(item) != self.kind:
-            raise ValueError(f"{place}: a {kind_of(item)} in {self.name}, a set of {self.kind}s")
-        self.rows += 1
-        if isinstance(item, Preference):
-            self._add_preference(item)
-            key = self.judgements.prompts[-1]
-        else:
-            key = int(prompt_key(prompt), 16)
-        is_repeated = bool(self.prompts) and self.prompts[-1] == key
-        self.prompts.append(key)
-        if isinstance(item, Demonstration):
-            self.answers.append(hash8(item.output_text.strip()))
-        self._add_texts(place, item, prompt)
-        if not is_repeated:
-            self._add_prompt(key, place, asked_text(prompt), held_out)
-
-    def _add_preference(self, row: Preference) -> None:
-        self.judgements.add(row)
-        is_tie = row.choice is Choice.TIE
-        self.choices.append(2 if is_tie else int(row.choice is Choice.SECOND))
-        words = 0 if is_tie else len(row.chosen.split()) - len(row.rejected.split())
-        self.words.append(words)
-        self.characters.append(0 if is_tie else len(row.chosen) - len(row.rejected))
-
-    def _add_texts(self, place: str, item: Item, prompt: Prompt) -> None:
+        prompt, kind = prompt_of(item), kind_of(item)
+        self.kind = self.kind or kind
+        if kind != self.kind:
+            raise ValueError(f"{place}: a {kind} in {self.name}, a set of {self.kind}s")
         answers = answers_of(item)
+        split = [answer.split() for answer in answers]
         if self.seen is None or self.seen.messages != prompt.messages:
             self.seen = SeenPrompt.of(prompt)
-        self.prompt_words.append(self.seen.words)
+        key = self.seen.key
+        if isinstance(item, Preference):
+            self._add_preference(item, key, len(split[0]), len(split[1]))
+        else:
+            self.contents.append(hash8(*verbatim(prompt), *map(str.strip, answers)))
+        is_repeated = bool(self.prompts) and self.prompts[-1] == key
+        self.prompts.append(key)
+        self._add_texts(place, item, self.seen, answers, split)
+        if not is_repeated and (self.search or self.samples.wants(self.name, key)):
+            self.waiting.add(key, self.rows, place, asked_text(prompt))
+            if self.waiting.characters >= WAITING:
+                self.finish()
+        self.rows += 1
+
+    def finish(self) -> None:
+        """Hashes the prompts that wait: looks for held-out ones in them, and adds to the sample."""
+        waiting, self.waiting = self.waiting, Waiting()
+        keys = np.array(waiting.keys, np.uint64)
+        new = self.search.is_new(keys) if self.search else np.zeros(len(keys), bool)
+        hashed: list[int] = []
+        for number, key in enumerate(waiting.keys):
+            wanted = self.samples.wants(self.name, key)
+            same = self.samples.same(key) if wanted and not new[number] else None
+            if same is not None:
+                place, text = waiting.places[number], waiting.texts[number][:CLIP]
+                row = waiting.rows[number]
+                self.samples.add(self.name, replace(same, row=row, place=place, text=text))
+            elif wanted or new[number]:
+                hashed.append(number)
+        texts = HashedTexts.of([word_hashes(waiting.texts[number]) for number in hashed])
+        for position, number in enumerate(hashed):
+            if self.samples.wants(self.name, waiting.keys[number]):
+                self.samples.add(self.name, _sampled(waiting, number, texts, position))
+        if self.search:
+            keys_of = [waiting.keys[number] for number in hashed]
+            places = [waiting.places[number] for number in hashed]
+            self.search.held_out.look_into(self.name, keys_of, places, texts)
+
+    def _add_preference(self, row: Preference, key: int, first: int, second: int) -> None:
+        """Takes in a row by its prompt's key and the words of its candidates."""
+        self.judgements.add(row, key)
+        is_tie, sign = row.choice is Choice.TIE, -1 if row.choice is Choice.SECOND else 1
+        self.choices.append(2 if is_tie else int(sign < 0))
+        characters = len(row.candidate_0) - len(row.candidate_1)
+        self.words.append(0 if is_tie else sign * (first - second))
+        self.characters.append(0 if is_tie else sign * characters)
+
+    def _add_texts(
+        self,
+        place: str,
+        item: Item,
+        asked: SeenPrompt,
+        answers: tuple[str, ...],
+        split: list[list[str]],
+    ) -> None:
+        """Looks at the characters of all texts; `split` are the words of the answers."""
+        self.prompt_words.append(asked.words)
+        faults = asked.faults.copy()
+        scripts = {asked.script: asked.messages[-1].content}
         if answers:
-            self.answer_words.append(max(len(answer.split()) for answer in answers))
-        faults = dict(faults_of_answers(item, self.seen.asked)) | self.seen.faults
-        for answer in answers:
-            faults |= dict(faults_of_text(answer))
+            self.answer_words.append(max(map(len, split)))
+            faults.update(faults_of_answers(item, asked.asked, [*map(normalised, split)]))
+        for number, answer in enumerate(answers):
+            faults.update(faults_of_text(answer))
+            if ":" in answer and (label := label_of(answer)) is not None:
+                faults["label_in_answer"] = answer
+                self._add_label(label, item, number)
+            scripts.setdefault(script_of(answer), answer)
         for name, shown in faults.items():
             self.tally.add(name, place, shown)
-        scripts = {self.seen.script: prompt.text}
-        for answer in answers:
-            scripts.setdefault(script_of(answer), answer)
         for script, text in scripts.items():
             if script is not None:
                 self._add_script(script, place, text)
 
+    def _add_label(self, label: str, item: Item, number: int) -> None:
+        counts = self.labels.setdefault(label, [0, 0])
+        if isinstance(item, Preference) and item.choice is not Choice.TIE:
+            counts[int(item.choice.value != number)] += 1
+
     def _add_script(self, script: str, place: str, text: str) -> None:
-        found = self.scripts.setdefault(script, Script())
+        found = self.scripts.get(script)
+        if found is None:
+            found = self.scripts[script] = Script()
         found.rows += 1
         if len(found.examples) < EXAMPLES:
             found.examples.append(example(place, text))
 
-    def _add_prompt(self, key: int, place: str, text: str, held_out: HeldOutPrompts | None) -> None:
-        if self.sample.wants(key):
-            words = word_hashes(text)
-            kept = words if held_out is None else words[:0]
-            self.sample.add(key, Sampled(key, place, clip(text), shingles(words), kept))
-        if self.vocabulary.wants(key):
-            self.vocabulary.add(key, (key, words_of(text)))
-        if held_out is not None:
-            held_out.look_into(key, place, text)
-
     def distinct_prompts(self) -> Keys:
         """Ascending keys of the set's prompts."""
         return np.unique(np.array(self.prompts, np.uint64))
+
+
+def _sampled(waiting: Waiting, number: int, texts: HashedTexts, position: int) -> Sampled:
+    start, end = int(texts.starts[position]), int(texts.starts[position + 1])
+    return Sampled(
+        key=waiting.keys[number],
+        row=waiting.rows[number],
+        place=waiting.places[number],
+        text=waiting.texts[number][:CLIP],
+        words=texts.text(position)[:MAX_WORDS].copy(),  # not a view of all texts
+        length=end - start,
+        whole=texts.run(start, end),
+    )

@@ -143,12 +143,24 @@ EXPLANATIONS = {
         "each. Long shared boilerplate belongs in data.instruction instead.",
     ),
     "near_duplicate_held_out": Explanation(
-        "Prompts for evaluation have a near copy among the training prompts: results on them are "
-        "too good. Splits set exact copies aside, not these.",
+        "Prompts for evaluation have a near copy among the prompts that training or the choice of "
+        "a checkpoint sees: results on them are too good. Splits set exact copies aside, not "
+        "these.",
         "Give both the same group, or remove one of the two.",
     ),
+    "overlapping_validation": Explanation(
+        "Prompts for validation are also trained on: the checkpoint that has learnt them by heart "
+        "looks best.",
+        "Remove them from one side; the data stage never splits one prompt.",
+    ),
+    "near_duplicate_validation": Explanation(
+        "Prompts for validation have a near copy among the training prompts: it favours the "
+        "checkpoint that has learnt them by heart.",
+        "Give near copies the same group, so that a split keeps them together.",
+    ),
     "contained_prompts": Explanation(
-        "Prompts for evaluation stand word for word inside longer training prompts.",
+        "Prompts for evaluation stand word for word, case and punctuation apart, inside longer "
+        "training prompts.",
         "Remove them from one side, or give both the same group.",
     ),
     "length_bias": Explanation(
@@ -158,10 +170,11 @@ EXPLANATIONS = {
         "length, or balance them; watch completion length during policy training.",
     ),
     "position_bias": Explanation(
-        "One side is chosen more often than chance: annotators favour a position, or the "
-        "candidates were not shuffled before they were shown.",
-        "Ask how sides were assigned. Shuffle them when collecting; training itself does not see "
-        "the side.",
+        "One side is chosen more often than chance: annotators favour a position, the candidates "
+        "were not shuffled before they were shown, or a file that names a chosen text first is "
+        "among others.",
+        "Look at each file by itself (`amenable data check FILE --content`). Ask how sides were "
+        "assigned, and shuffle them when collecting; training itself does not see the side.",
     ),
     "one_sided_choice": Explanation(
         "Every choice is the same side. That is so in files that name a chosen and a rejected "
@@ -226,8 +239,8 @@ EXPLANATIONS = {
         "answer: cut it there.",
     ),
     "label_in_answer": Explanation(
-        "Answers begin with their own label, such as 'chosen:'. A reward model needs to read "
-        "nothing else.",
+        "Answers begin with labels, such as 'chosen:', that give the choice away. A reward model "
+        "needs to read nothing else.",
         "Remove the labels from the texts.",
     ),
     "role_markers": Explanation(
@@ -248,8 +261,12 @@ EXPLANATIONS = {
         "Fine as a lesson on unfinished answers; else generate with a higher limit.",
     ),
     "empty_answers": Explanation(
-        "Answers without a word, or only a placeholder such as 'N/A'.",
+        "Answers without a letter, digit or pictograph.",
         "Remove the rows, unless silence is the right answer.",
+    ),
+    "placeholder_answers": Explanation(
+        "Answers such as 'N/A' or 'none', which often stand where an export had no answer.",
+        "Look at the examples: right where the question has such an answer; else remove the rows.",
     ),
 }
 """Every finding by its name."""

@@ -35,6 +35,9 @@ ONE_SIDED_ROWS = 20
 CONFIDENCE = 0.975
 """Upper tail of 95 % intervals."""
 
+MOST_QUANTILE = 1e6
+"""Student's quantile from which an interval is [0, 1]: there is next to one cluster."""
+
 
 @dataclass(frozen=True, slots=True)
 class Share:
@@ -54,10 +57,12 @@ class Share:
 def clustered_share(hits: npt.NDArray[np.bool_], clusters: Keys) -> Share | None:
     """Share of hits with a 95 % interval that counts rows of one cluster as dependent.
 
-    The variance of the share is that of cluster totals around it, G / (G - 1) Σ_g (h_g - p n_g)² /
-    n²; it gives the effective number of rows, p (1 - p) / variance, at most n, of a Wilson interval
-    with Student's quantile of G - 1 degrees. Where p is 0 or 1, or there is no variance, the
-    effective number is G.
+    The variance of the share is that of leaving out each cluster in turn, (G - 1) / G
+    Σ_g ((h_g - p n_g) / (n - n_g))², which a cluster with most rows cannot hide from. It gives the
+    effective number of rows, p (1 - p) / variance, at most n, of a Wilson interval. Student's
+    quantile has one degree less than the clusters that equal sizes would take to weigh as much,
+    K = n² / Σ n_g²: G clusters of one size are G, and one with nearly all rows is one. Where p is 0
+    or 1, or there is no variance, the effective number is K.
 
     Args:
         hits: [n] whether each row is a hit.
@@ -66,7 +71,7 @@ def clustered_share(hits: npt.NDArray[np.bool_], clusters: Keys) -> Share | None
     Returns:
         None for no rows. A single cluster has the interval [0, 1].
 
-    Source: Korn and Graubard 1998 (effective sample size); Wilson 1927.
+    Source: Korn and Graubard 1998 (effective sample size); Wilson 1927; Kish 1965, section 8.2.
     """
     n = len(hits)
     if n == 0:
@@ -76,17 +81,20 @@ def clustered_share(hits: npt.NDArray[np.bool_], clusters: Keys) -> Share | None
     groups, p = len(sizes), float(hits.mean())
     if groups < 2:
         return Share(p, 0.0, 1.0, n, groups)
-    residuals = np.bincount(index, weights=hits) - p * sizes
-    variance = groups / (groups - 1) * float(residuals @ residuals) / n**2
-    effective = min(n, p * (1 - p) / variance) if variance > 0 and 0 < p < 1 else groups
-    low, high = _wilson(p, effective, groups - 1)
+    alike = n * n / float(sizes @ sizes)
+    left_out = (np.bincount(index, weights=hits) - p * sizes) / (n - sizes)
+    variance = (groups - 1) / groups * float(left_out @ left_out)
+    effective = min(n, p * (1 - p) / variance) if variance > 0 and 0 < p < 1 else alike
+    low, high = _wilson(p, effective, alike - 1)
     return Share(p, low, high, n, groups)
 
 
-def _wilson(p: float, n: float, freedom: int) -> tuple[float, float]:
+def _wilson(p: float, n: float, freedom: float) -> tuple[float, float]:
     from scipy.special import stdtrit
 
     t = float(stdtrit(freedom, CONFIDENCE))
+    if not t < MOST_QUANTILE:  # also NaN, for next to no freedom
+        return 0.0, 1.0
     centre = (p + t * t / (2 * n)) / (1 + t * t / n)
     half = t / (1 + t * t / n) * math.sqrt(p * (1 - p) / n + t * t / (4 * n * n))
     return max(0.0, centre - half), min(1.0, centre + half)
@@ -103,23 +111,31 @@ def longest_wins(differences: Integers, prompts: Keys) -> Share | None:
     return clustered_share(differences[uneven] > 0, prompts[uneven])
 
 
-def position_share(choices: Integers) -> Json:
-    """`share` of candidate_0 among decided rows, its `rows`, and `p`, exact and two-sided.
+def position_share(choices: Integers, units: Keys) -> Json:
+    """`share` of candidate_0 among decided rows, its `rows`, and the `p` of a sign test of `pairs`.
+
+    The test is exact and two-sided, over pairs: judgements of one pair depend on each other, so
+    that each pair counts once, for the side that was chosen more often in it.
 
     Args:
         choices: [n] 0 or 1, any other number for a tie.
+        units: [n] key of each row's pair, in either order.
 
     Returns:
         `{"rows": 0}` without decided rows.
     """
     from scipy.special import bdtr
 
-    first, second = int((choices == 0).sum()), int((choices == 1).sum())
-    rows = first + second
+    decided = (choices == 0) | (choices == 1)
+    rows = int(decided.sum())
     if rows == 0:
         return {"rows": 0}
-    p = min(1.0, 2 * float(bdtr(min(first, second), rows, 0.5)))
-    return {"share": first / rows, "rows": rows, "p": p}
+    _, index = np.unique(units[decided], return_inverse=True)
+    lean = np.bincount(index, weights=1 - 2 * choices[decided])
+    first, second = int((lean > 0).sum()), int((lean < 0).sum())
+    p = min(1.0, 2 * float(bdtr(min(first, second), first + second, 0.5)))
+    share = float((choices[decided] == 0).mean())
+    return {"share": share, "rows": rows, "pairs": first + second, "p": p}
 
 
 def one_sided_annotators(

@@ -30,6 +30,10 @@ Json = dict[str, Any]
 Integers = npt.NDArray[np.int64]
 Flags = npt.NDArray[np.bool_]
 
+LABEL_TELLS, LABEL_ROWS = 0.9, 20
+"""Share of labelled answers whose label tells whether they were chosen, and the fewest of them,
+from which labels in answers are told. Chosen here: 18 of 20 by chance once in 2,500 sets."""
+
 DISAGREEMENT = 0.4
 """Share of re-judged pairs with opposite choices by different people from which it is a warning:
 Ouyang et al. 2022, arXiv:2203.02155, section 3.4, had 73 % agreement, Stiennon et al. 2020,
@@ -42,11 +46,12 @@ def label_findings(rows: SetColumns) -> tuple[list[Draft], Json]:
     prompts = np.array(rows.prompts, np.uint64)
     longest = longest_wins(np.array(rows.words, np.int64), prompts)
     characters = longest_wins(np.array(rows.characters, np.int64), prompts)
-    position = position_share(choices)
+    position = position_share(choices, np.array(rows.judgements.units, np.uint64))
     drafts = [*_rejudged(rows), *_length_bias(rows, longest)]
     is_constant = position.get("share") in (0.0, 1.0)
     drafts += _position_bias(rows, position)
     drafts += _annotators(rows, choices, is_constant)
+    drafts += _labels(rows)
     measures = {
         "longest_wins": longest.to_json() if longest else None,
         "longest_wins_characters": characters.to_json() if characters else None,
@@ -165,7 +170,7 @@ def _position_bias(rows: SetColumns, position: Json) -> Iterator[Draft]:
     elif position["p"] < POSITION_P and abs(share - 0.5) > POSITION_DISTANCE:
         text = (
             f"candidate_0 was chosen in {percent(share)} of {decided} decided rows of {rows.name} "
-            f"(p = {position['p']:.1g})."
+            f"(p = {position['p']:.1g} of {position['pairs']} pairs)."
         )
         yield _draft(rows, "position_bias", "warning", count, decided, text)
 
@@ -184,3 +189,22 @@ def _annotators(rows: SetColumns, choices: Integers, is_constant: bool) -> Itera
         text = f"Annotator {name!r} picked the same side in {most} of {decided} decided rows."
         at = np.flatnonzero(annotators == names[name])
         yield _draft(rows, "one_sided_annotator", "warning", most, decided, text, at)
+
+
+def _labels(rows: SetColumns) -> Iterator[Draft]:
+    """Answers that begin with labels which give the choice away."""
+    count = rows.tally.counts.get("label_in_answer", 0)
+    answers = sum(map(sum, rows.labels.values()))
+    told = sum(map(max, rows.labels.values()))
+    if len(rows.labels) < 2 or count < MANY * rows.rows:
+        return
+    if answers >= LABEL_ROWS and told >= LABEL_TELLS * answers:
+        text = (
+            f"{count} of {rows.rows} rows of {rows.name} have an answer that begins with a label; "
+            f"the label alone tells the choice for {told} of {answers} such answers."
+        )
+        examples = tuple(rows.tally.examples["label_in_answer"])
+        finding = Finding(
+            "label_in_answer", "warning", (rows.name,), count, rows.rows, text, examples
+        )
+        yield Draft(finding)

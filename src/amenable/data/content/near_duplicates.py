@@ -10,16 +10,13 @@ Source: Broder 1997, "On the resemblance and containment of documents".
 
 from __future__ import annotations
 
-import re
-import zlib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-Keys = npt.NDArray[np.uint64]
+from amenable.data.content.words import BASE, Words
+
 Integers = npt.NDArray[np.int64]
 
 SHINGLE = 3
@@ -27,9 +24,6 @@ SHINGLE = 3
 
 THRESHOLD = 0.8
 """Jaccard similarity of near duplicates, as in Lee et al. 2022, arXiv:2107.06499, section 4.2."""
-
-MAX_WORDS = 2000
-"""Words of a text that are compared; bounds the memory of the sample."""
 
 BANDS, BAND_ROWS = 21, 6
 """126 of 128 hashes in 21 bands of 6: a pair of similarity s becomes a candidate with probability
@@ -40,106 +34,25 @@ SEED = 20
 MAX_COMPARED = 50
 """Representatives of a bucket that a text is compared with: keeps boilerplate from costing n²."""
 
-# One word, or one letter of a script that sets no spaces between words.
-_SPACELESS = "\u0e00-\u0e7f\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff"
-_WORDS = re.compile(rf"[{_SPACELESS}]|[^\W{_SPACELESS}]+")
+AT_ONCE = 1000
+"""Texts whose signatures are made at a time: they pass through lists of Python's numbers."""
 
 
-def word_hashes(text: str, most: int = MAX_WORDS) -> Keys:
-    """[w] 32-bit hashes of the text's words, case and punctuation apart, in their order."""
-    words = _WORDS.findall(text.casefold())[:most]
-    return np.fromiter((zlib.crc32(word.encode()) for word in words), np.uint64, len(words))
-
-
-def runs(words: Keys, length: int) -> Keys:
-    """[w - length + 1] 64-bit hashes of the runs of `length` words, in their order.
-
-    Empty for fewer words than that.
-    """
-    count = len(words) - length + 1
-    if count <= 0:
-        return np.zeros(0, np.uint64)
-    mixed = np.zeros(count, np.uint64)
-    for offset in range(length):  # arithmetic is modulo 2^64 throughout
-        mixed = (mixed ^ words[offset : offset + count]) * np.uint64(0x9E3779B97F4A7C15)
-        mixed ^= mixed >> np.uint64(29)
-    return mixed
-
-
-def shingles(words: Keys) -> Keys:
-    """[k] ascending distinct hashes of the runs of words; of the whole text, if it is shorter.
-
-    Args:
-        words: [w] as `word_hashes` gives them.
-    """
-    return np.unique(runs(words, min(SHINGLE, max(1, len(words)))))
-
-
-def jaccard(a: Keys, b: Keys) -> float:
+def jaccard(a: Words, b: Words) -> float:
     """Shared over all elements of two ascending distinct arrays, in [0, 1]; 1 if both are empty."""
     shared = len(np.intersect1d(a, b, assume_unique=True))
     union = len(a) + len(b) - shared
     return shared / union if union else 1.0
 
 
-def are_near(a: Keys, b: Keys) -> bool:
+def are_near(a: Words, b: Words) -> bool:
     """Whether two shingled texts are near duplicates."""
     if min(len(a), len(b)) < THRESHOLD * max(len(a), len(b)):
         return False
     return jaccard(a, b) >= THRESHOLD
 
 
-@dataclass(slots=True)
-class Sampled:
-    """One text of a sample."""
-
-    key: int
-    place: str
-    text: str
-    """Its beginning, for examples."""
-
-    shingles: Keys
-
-    words: Keys
-    """Hashes of its words in their order, of held-out prompts; else empty."""
-
-
-@dataclass(slots=True)
-class HashSample:
-    """The texts of smallest key: a sample that depends on the texts alone, not on their order.
-
-    Keys are hashes of the texts, so equal texts count once. It holds at most twice `size` texts
-    while rows pass.
-    """
-
-    size: int
-    limit: int = 2**64
-    """Keys from here on cannot be in the sample any more."""
-
-    kept: dict[int, Any] = field(default_factory=dict)
-
-    def wants(self, key: int) -> bool:
-        """Whether a text of this key is to be added."""
-        return key < self.limit and key not in self.kept
-
-    def add(self, key: int, payload: object) -> None:
-        """Adds what is kept of the text."""
-        self.kept[key] = payload
-        if len(self.kept) >= 2 * self.size:
-            self._cut()
-
-    def _cut(self) -> None:
-        kept = sorted(self.kept)[: self.size]
-        self.kept = {key: self.kept[key] for key in kept}
-        if len(kept) == self.size:
-            self.limit = kept[-1]
-
-    def payloads(self) -> list[Any]:
-        """What was kept of the `size` texts of smallest key, ascending."""
-        return [self.kept[key] for key in sorted(self.kept)[: self.size]]
-
-
-def near_clusters(texts: Sequence[Keys]) -> Integers:
+def near_clusters(texts: Sequence[Words]) -> Integers:
     """[n] number of each text's cluster; texts are linked by verified pairs, or through others.
 
     Empty texts stay alone.
@@ -158,26 +71,33 @@ def near_clusters(texts: Sequence[Keys]) -> Integers:
     return np.array([_root(parent, number) for number in range(len(texts))], np.int64)
 
 
-def _signatures(texts: Sequence[Keys]) -> npt.NDArray[np.uint32]:
+def _signatures(texts: Sequence[Words]) -> npt.NDArray[np.uint32]:
     """[n, HASHES] MinHash signatures."""
     from rensa import RMinHash
 
-    flat = np.concatenate(texts)
-    offsets = np.concatenate([[0], np.cumsum([len(text) for text in texts])]).astype(np.uint64)
-    matrix = RMinHash.digest_matrix_from_flat_token_hashes(flat, offsets, HASHES, SEED)
-    return np.array(matrix.to_rows(), np.uint32)
+    found = np.empty((len(texts), HASHES), np.uint32)
+    for first in range(0, len(texts), AT_ONCE):
+        part = texts[first : first + AT_ONCE]
+        flat = np.concatenate(part).astype(np.uint64)
+        offsets = np.concatenate([[0], np.cumsum([len(text) for text in part])]).astype(np.uint64)
+        matrix = RMinHash.digest_matrix_from_flat_token_hashes(flat, offsets, HASHES, SEED)
+        found[first : first + AT_ONCE] = matrix.to_rows()
+    return found
 
 
 def _buckets(columns: npt.NDArray[np.uint32]) -> Iterable[Integers]:
     """Groups of two or more rows that are equal in all columns."""
-    order = np.lexsort(columns.T)
-    ordered = columns[order]
-    starts = np.flatnonzero(np.r_[True, (ordered[1:] != ordered[:-1]).any(1), True])
+    whole = np.zeros(len(columns), np.uint64)
+    for column in columns.T:  # modulo 2^64: one sort in place of one a column
+        whole = (whole ^ column) * np.uint64(BASE)
+    order = np.argsort(whole, kind="stable")
+    ordered = whole[order]
+    starts = np.flatnonzero(np.r_[True, ordered[1:] != ordered[:-1], True])
     for number in np.flatnonzero(np.diff(starts) > 1):
-        yield np.sort(order[starts[number] : starts[number + 1]])
+        yield order[starts[number] : starts[number + 1]]
 
 
-def _link(bucket: Sequence[int], texts: Sequence[Keys], parent: list[int]) -> None:
+def _link(bucket: Sequence[int], texts: Sequence[Words], parent: list[int]) -> None:
     """Joins the verified pairs of one bucket."""
     representatives: list[int] = []
     for number in bucket:

@@ -24,12 +24,12 @@ SINGLE_ROW_FAULTS = {
     "invisible_characters": "have zero-width or direction characters",
     "markup": "have HTML tags or entities",
     "answer_in_prompt": "have the (preferred) answer word for word in the prompt",
-    "label_in_answer": "have an answer that begins with its own label",
     "role_markers": "have the mark of a turn in an answer",
     "output_copies_prompt": "have the prompt itself as output",
     "same_candidates": "have two candidates equal up to white space and case, and a choice",
     "prefix_candidates": "have a candidate that is the beginning of the other",
-    "empty_answers": "have an answer without a word, or a placeholder",
+    "empty_answers": "have an answer without a word",
+    "placeholder_answers": "have an answer that often stands for none",
 }
 """Faults of `text_faults`, and how the sentence goes on after "<n> of <m> rows"."""
 
@@ -37,11 +37,8 @@ LEAKS = 0.05
 """Share of rows whose answer stands in the prompt from which it is a warning. Chosen here: in the
 open sets of human-written summaries that were looked at, up to 3.2 % are taken word for word."""
 
-ALWAYS_NOTES = frozenset({"carriage_returns", "markup", "prefix_candidates"})
+ALWAYS_NOTES = frozenset({"carriage_returns", "markup", "prefix_candidates", "placeholder_answers"})
 """Faults that are right in many tasks: told, never a warning."""
-
-ALWAYS_WARNINGS = frozenset({"label_in_answer"})
-"""Faults of which one row is too many."""
 
 
 def row_findings(rows: SetColumns) -> Iterator[Draft]:
@@ -60,8 +57,6 @@ def _tallied(rows: SetColumns) -> Iterator[Draft]:
             level = level_of(count / rows.rows, LEAKS if name == "answer_in_prompt" else MANY)
             if name in ALWAYS_NOTES:
                 level = "note"
-            elif name in ALWAYS_WARNINGS:
-                level = "warning"
             text = f"{count} of {rows.rows} rows of {rows.name} {sentence}."
             examples = tuple(rows.tally.examples[name])
             yield Draft(Finding(name, level, (rows.name,), count, rows.rows, text, examples))
@@ -128,8 +123,7 @@ def _row_key(rows: SetColumns) -> tuple[npt.NDArray[Any], ...]:
             np.array(judged.verdicts, np.int8),
             np.array(judged.annotators, np.int32),
         )
-    prompts = np.array(rows.prompts, np.uint64)
-    return (prompts, np.array(rows.answers, np.uint64)) if len(rows.answers) else (prompts,)
+    return (np.array(rows.contents, np.uint64),)
 
 
 def repeated(columns: tuple[npt.NDArray[Any], ...]) -> Flags:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
 from itertools import combinations
-from typing import Any
 
 import numpy as np
 
-from amenable.data.content.columns import HeldOutPrompts, SetColumns
+from amenable.data.content.columns import SetColumns
 from amenable.data.content.findings import (
     EXAMPLES,
+    MANY,
     Draft,
     Finding,
     Json,
@@ -18,12 +19,17 @@ from amenable.data.content.findings import (
     level_of,
     percent,
 )
-from amenable.data.content.near_duplicates import Sampled, are_near, near_clusters
-from amenable.data.content.two_sample import separation
-
-DISTANCE_NOTE, DISTANCE_WARNING = 0.7, 0.9
-"""AUC from which sets of prompts count as different, and as far apart. Chosen here: two samples of
-one source give 0.5, two topics of one kind about 0.7 to 0.9, two tasks above 0.9."""
+from amenable.data.content.held_out import HeldOutPrompts
+from amenable.data.content.near_duplicates import SHINGLE, are_near, near_clusters
+from amenable.data.content.samples import PromptSamples, Sampled
+from amenable.data.content.two_sample import (
+    DISTANCE_NOTE,
+    DISTANCE_WARNING,
+    PROMPTS,
+    Separation,
+    separation,
+)
+from amenable.data.content.words import Keys, Words, shingles
 
 LENGTH_RATIO = 2.0
 """Ratio of median lengths from which it is told; chosen here."""
@@ -35,14 +41,66 @@ NEAR_WARNING = 0.2
 """Share of a set's prompts that are near copies of others, from which it is a warning. Chosen here:
 a fifth less data than the row count says."""
 
+VALIDATION_WARNING = 0.1
+"""Share of validation prompts with a near copy in training from which it is a warning. Chosen here:
+validation picks a checkpoint and is not reported; templates make a few near copies by chance."""
+
 MAX_COMPARED = 200
 """Training prompts of one cluster that a held-out prompt is compared with."""
 
 
+@dataclass(frozen=True, slots=True)
+class Member:
+    """A sampled prompt of a set, with its shingles."""
+
+    set_name: str
+    prompt: Sampled
+    shingles: Words
+
+
+def separations(
+    sets: Mapping[str, SetColumns], samples: PromptSamples, policy: str | None
+) -> dict[str, Separation]:
+    """How far each set is from the policy's, of those that have enough prompts."""
+    if policy is None or policy not in sets:
+        return {}
+    others = samples.of(policy)[:PROMPTS]
+    found = {}
+    for name in sets:
+        own = samples.of(name)[:PROMPTS]
+        keys = [prompt.key for prompt in (*own, *others)]
+        words = ([prompt.words for prompt in own], [prompt.words for prompt in others])
+        if name != policy and (apart := separation(*words, keys)) is not None:
+            found[name] = apart
+    return found
+
+
+def training_set_of(name: str, sets: Collection[str]) -> str | None:
+    """The set whose checkpoints a set of validation rows chooses; None for other sets.
+
+    Of the same kind alone: prompts for training repeat those of other kinds by design.
+    """
+    kind, _, part = name.rpartition(".")
+    train = f"{kind}.train"
+    return train if part == "validation" and train in sets else None
+
+
 def compare_sets(
-    sets: Mapping[str, SetColumns], held: Collection[str], policy: str | None
+    sets: Mapping[str, SetColumns],
+    held: Collection[str],
+    policy: str | None,
+    apart: Mapping[str, Separation],
+    words: Mapping[int, str],
 ) -> tuple[list[Draft], Json]:
-    """Findings between sets, and the measures `overlap` and `distance`."""
+    """Findings between sets, and the measures `overlap` and `distance`.
+
+    Args:
+        sets: the columns of each set.
+        held: names of the sets that nothing may be trained on.
+        policy: name of the set that others are compared with.
+        apart: what `separations` gave.
+        words: the words whose hashes `apart` holds.
+    """
     drafts: list[Draft] = []
     overlap = []
     keys = {name: rows.distinct_prompts() for name, rows in sets.items()}
@@ -51,33 +109,41 @@ def compare_sets(
         overlap.append({"sets": [first, second], "prompts": len(shared)})
         if len(shared) and (first in held) != (second in held):
             held_name, other = (first, second) if first in held else (second, first)
-            drafts.append(_overlap(sets[held_name], sets[other], shared, len(keys[held_name])))
+            drafts.append(_overlap("overlapping_prompts", sets[held_name], sets[other], shared))
+    for name in sets:
+        train = training_set_of(name, sets)
+        if train is not None:
+            shared = np.intersect1d(keys[name], keys[train], assume_unique=True)
+            if len(shared):
+                drafts.append(_overlap("overlapping_validation", sets[name], sets[train], shared))
     distances: Json = {}
     if policy is not None and policy in sets:
         for name, rows in sets.items():
             if name != policy:
-                found, distances[name] = _distance(rows, sets[policy])
+                found, distances[name] = _distance(rows, sets[policy], apart.get(name), words)
                 drafts += found
     return drafts, {"overlap": overlap, "distance": distances}
 
 
-def _overlap(held: SetColumns, other: SetColumns, shared: Any, of: int) -> Draft:
+def _overlap(check: str, held: SetColumns, other: SetColumns, shared: Keys) -> Draft:
+    of = len(held.distinct_prompts())
     rows = np.flatnonzero(np.isin(np.array(held.prompts, np.uint64), shared))
     text = f"{len(shared)} of {of} prompts of {held.name} are also in {other.name}."
-    finding = Finding(
-        "overlapping_prompts", "warning", (held.name, other.name), len(shared), of, text
-    )
+    finding = Finding(check, "warning", (held.name, other.name), len(shared), of, text)
     return Draft(finding, tuple((held.name, int(row)) for row in rows[:EXAMPLES]))
 
 
-def _distance(rows: SetColumns, policy: SetColumns) -> tuple[list[Draft], Json]:
-    own, others = rows.vocabulary.payloads(), policy.vocabulary.payloads()
+def _distance(
+    rows: SetColumns, policy: SetColumns, found: Separation | None, words: Mapping[int, str]
+) -> tuple[list[Draft], Json]:
+    distinct = len(rows.distinct_prompts())
+    fewest = min(distinct, len(policy.distinct_prompts()))
     lengths = [float(np.median(c.prompt_words)) if c.rows else 0.0 for c in (rows, policy)]
     names = (rows.name, policy.name)
     measured: Json = {"median_words": dict(zip(names, lengths, strict=True))}
     drafts: list[Draft] = []
     short, long = sorted(lengths)
-    if min(len(own), len(others)) >= FEWEST_FOR_LENGTH and long >= LENGTH_RATIO * max(short, 1):
+    if fewest >= FEWEST_FOR_LENGTH and long >= LENGTH_RATIO * max(short, 1):
         text = (
             f"Prompts of {rows.name} have a median of {lengths[0]:g} words, those of "
             f"{policy.name} of {lengths[1]:g}."
@@ -85,121 +151,135 @@ def _distance(rows: SetColumns, policy: SetColumns) -> tuple[list[Draft], Json]:
         drafts.append(
             Draft(Finding("different_prompt_lengths", "note", names, rows.rows, rows.rows, text))
         )
-    found = separation(
-        [words for _, words in own],
-        [words for _, words in others],
-        [key for key, _ in (*own, *others)],
-    )
     if found is None:
         return drafts, {**measured, "auc": None, "reason": "too few different prompts"}
     measured |= {
         "auc": found.auc,
         "standard_error": found.error,
         "prompts": dict(zip(names, found.prompts, strict=True)),
-        "words": dict(zip(names, map(list, found.words), strict=True)),
     }
     if found.auc >= DISTANCE_NOTE:
+        told = [[words[number] for number in side if number in words] for side in found.words]
+        measured["words"] = dict(zip(names, told, strict=True))
         text = (
             f"A classifier of words ranks a prompt of {policy.name} above one of {rows.name} with "
             f"probability {found.auc:.2f} (0.50: same distribution); words of {rows.name}: "
-            f"{' '.join(found.words[0])}; of {policy.name}: {' '.join(found.words[1])}."
+            f"{' '.join(told[0])}; of {policy.name}: {' '.join(told[1])}."
         )
-        level = level_of(found.auc, DISTANCE_WARNING)
-        sampled, distinct = len(own), len(rows.distinct_prompts())
-        drafts.append(Draft(Finding("different_prompts", level, names, sampled, distinct, text)))
+        level, count = level_of(found.auc, DISTANCE_WARNING), found.prompts[0]
+        drafts.append(Draft(Finding("different_prompts", level, names, count, distinct, text)))
     return drafts, measured
 
 
 def near_findings(
-    sets: Mapping[str, SetColumns], held: Collection[str], contained: HeldOutPrompts
+    sets: Mapping[str, SetColumns], held: Collection[str], samples: PromptSamples
 ) -> Iterator[Draft]:
-    """Near duplicates within each set, held-out prompts near or inside training prompts."""
-    samples = {name: rows.sample.payloads() for name, rows in sets.items()}
-    members = [(name, prompt) for name, sample in samples.items() for prompt in sample]
-    labels = near_clusters([prompt.shingles for _, prompt in members])
-    clusters: dict[int, list[tuple[str, Sampled]]] = {}
-    for label, member in zip(labels.tolist(), members, strict=True):
-        clusters.setdefault(label, []).append(member)
-    shared = [cluster for cluster in clusters.values() if len(cluster) > 1]
+    """Near duplicates within each set, and of held-out and validation prompts in training sets."""
+    sizes = {name: len(samples.of(name)) for name in sets}
+    shared = _clusters(sets, samples)
     for name, rows in sets.items():
-        yield from _near_within(rows, samples[name], shared)
-    for name in sets:
+        yield from _near_within(rows, sizes[name], shared)
+    for name, rows in sets.items():
+        train = training_set_of(name, sets)
         if name in held:
-            yield from _near_across(sets[name], samples[name], shared, held)
-    if contained.found:
-        count, of = len(contained.found), contained.indexed
-        text = f"{count} of {of} held-out prompts stand inside a longer training prompt."
-        names = tuple(name for name in sets if name in held)
-        examples = tuple(contained.found.values())[:EXAMPLES]
-        level = level_of(count / of)
-        yield Draft(Finding("contained_prompts", level, names, count, of, text, examples))
+            others = [other for other in sets if other not in held]
+            yield from _near_across("near_duplicate_held_out", rows, sizes[name], shared, others)
+        elif train is not None:
+            yield from _near_across("near_duplicate_validation", rows, sizes[name], shared, [train])
 
 
-def _near_within(
-    rows: SetColumns, sample: list[Sampled], clusters: list[list[tuple[str, Sampled]]]
-) -> Iterator[Draft]:
-    own = [[prompt for name, prompt in cluster if name == rows.name] for cluster in clusters]
+def contained_findings(sets: Collection[str], contained: HeldOutPrompts) -> Iterator[Draft]:
+    """Held-out prompts that stand inside prompts of training sets."""
+    for name in sets:
+        found = contained.found.get(name, {})
+        if found:
+            count, of = len(found), contained.indexed[name]
+            inside = sorted({one.set_name for one in found.values()})
+            text = (
+                f"{count} of {of} prompts of {name} of 8 words or more stand inside longer prompts "
+                f"of {', '.join(inside)}."
+            )
+            examples = tuple(one.example for one in found.values())[:EXAMPLES]
+            level, names = level_of(count / of), (name, *inside)
+            yield Draft(Finding("contained_prompts", level, names, count, of, text, examples))
+
+
+def _clusters(sets: Collection[str], samples: PromptSamples) -> list[list[Member]]:
+    """Members of all sets that are near each other; a prompt of several sets is compared once."""
+    sampled = {name: samples.of(name) for name in sets}
+    distinct = {prompt.key: prompt for own in sampled.values() for prompt in own}
+    shingled = shingles([prompt.words for prompt in distinct.values()], SHINGLE)
+    labels = near_clusters(shingled).tolist()
+    texts = dict(zip(distinct, zip(labels, shingled, strict=True), strict=True))
+    clusters: dict[int, list[Member]] = {}
+    for name, own in sampled.items():
+        for prompt in own:
+            label, text = texts[prompt.key]
+            clusters.setdefault(label, []).append(Member(name, prompt, text))
+    return [cluster for cluster in clusters.values() if len(cluster) > 1]
+
+
+def _near_within(rows: SetColumns, size: int, clusters: list[list[Member]]) -> Iterator[Draft]:
+    own = [[one.prompt for one in cluster if one.set_name == rows.name] for cluster in clusters]
     own = [cluster for cluster in own if len(cluster) > 1]
     if not own:
         return
     surplus = sum(len(cluster) - 1 for cluster in own)
     text = (
-        f"{surplus} of {len(sample)} different prompts of {rows.name} are near copies of another, "
-        f"in {len(own)} clusters, the largest of {max(map(len, own))}{_sampling(rows, sample)}."
+        f"{surplus} of {size} different prompts of {rows.name} are near copies of another, "
+        f"in {len(own)} clusters, the largest of {max(map(len, own))}{_sampling(rows, size)}."
     )
     examples = tuple(
         example(cluster[0].place, f"like {cluster[1].place}: {cluster[0].text}")
         for cluster in sorted(own, key=len, reverse=True)[:EXAMPLES]
     )
-    level = level_of(surplus / len(sample), NEAR_WARNING)
+    level = level_of(surplus / size, NEAR_WARNING)
     yield Draft(
-        Finding("near_duplicate_prompts", level, (rows.name,), surplus, len(sample), text, examples)
+        Finding("near_duplicate_prompts", level, (rows.name,), surplus, size, text, examples)
     )
 
 
 def _near_across(
+    check: str,
     rows: SetColumns,
-    sample: list[Sampled],
-    clusters: list[list[tuple[str, Sampled]]],
-    held: Collection[str],
+    size: int,
+    clusters: list[list[Member]],
+    others: Collection[str],
 ) -> Iterator[Draft]:
-    """Held-out prompts with a verified near copy in a set that is not held out."""
+    """Prompts with a verified near copy in one of the other sets."""
     pairs = [
-        (prompt, twin)
+        (one.prompt, twin)
         for cluster in clusters
-        for twin_set in [[(name, other) for name, other in cluster if name not in held]]
-        for name, prompt in cluster
-        if name == rows.name and (twin := _twin(prompt, twin_set))
+        for twins in [[other for other in cluster if other.set_name in others]]
+        for one in cluster
+        if one.set_name == rows.name and (twin := _twin(one, twins))
     ]
     if pairs:
-        names = sorted({name for _, (name, _) in pairs})
+        names = sorted({twin.set_name for _, twin in pairs})
         text = (
-            f"{len(pairs)} of {len(sample)} prompts of {rows.name} have a near copy in "
-            f"{', '.join(names)}{_sampling(rows, sample)}."
+            f"{len(pairs)} of {size} prompts of {rows.name} have a near copy in "
+            f"{', '.join(names)}{_sampling(rows, size)}."
         )
         examples = tuple(
-            example(prompt.place, f"like {twin.place}: {prompt.text}")
-            for prompt, (_, twin) in pairs[:EXAMPLES]
+            example(prompt.place, f"like {twin.prompt.place}: {prompt.text}")
+            for prompt, twin in pairs[:EXAMPLES]
         )
-        level = level_of(len(pairs) / len(sample))
+        is_validation = check == "near_duplicate_validation"
+        level = level_of(len(pairs) / size, VALIDATION_WARNING if is_validation else MANY)
         sets = (rows.name, *names)
-        finding = Finding(
-            "near_duplicate_held_out", level, sets, len(pairs), len(sample), text, examples
-        )
-        yield Draft(finding)
+        yield Draft(Finding(check, level, sets, len(pairs), size, text, examples))
 
 
-def _twin(prompt: Sampled, others: list[tuple[str, Sampled]]) -> tuple[str, Sampled] | None:
+def _twin(one: Member, others: list[Member]) -> Member | None:
     """The first near copy of another key; exact copies are another finding."""
-    for name, other in others[:MAX_COMPARED]:
-        if other.key != prompt.key and are_near(prompt.shingles, other.shingles):
-            return name, other
+    for other in others[:MAX_COMPARED]:
+        if other.prompt.key != one.prompt.key and are_near(one.shingles, other.shingles):
+            return other
     return None
 
 
-def _sampling(rows: SetColumns, sample: list[Sampled]) -> str:
+def _sampling(rows: SetColumns, size: int) -> str:
     prompts = len(rows.distinct_prompts())
-    if len(sample) == prompts:
+    if size == prompts:
         return ""
-    share = percent(len(sample) / prompts)
-    return f", on a sample of {len(sample)} of {prompts} ({share})"
+    return f", on a sample of {size} of {prompts} ({percent(size / prompts)})"

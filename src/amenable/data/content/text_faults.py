@@ -41,8 +41,8 @@ _MARKUP = re.compile(
 )
 
 _LABEL = re.compile(
-    r"\W*(?:chosen|rejected|preferred|dispreferred|better|worse|winner|loser"
-    r"|(?:candidate|response|answer|completion|output)[ _]?\(?[01ab2]\)?)\W{0,3}:",
+    r"\W*(chosen|rejected|preferred|dispreferred|better|worse|winner|loser"
+    r"|(?:candidate|response|answer|completion|output)[ _]?\(?[01ab2])\)?\W{0,3}:",
     re.IGNORECASE,
 )
 
@@ -61,7 +61,10 @@ PLACEHOLDERS = frozenset({"n/a", "na", "none", "null", "nan", "undefined", "todo
     "no answer",
     "no response",
 }
-"""Answers that stand for none, casefolded; chosen here."""
+"""Answers that often stand for none, casefolded; chosen here."""
+
+PLACEHOLDER_LENGTH = 40
+"""Characters that a placeholder has less than, white space and dots around it included."""
 
 TextFault = tuple[str, str]
 """Name of the finding, and the text that shows it."""
@@ -134,30 +137,34 @@ def _script(letter: str) -> str:
     }.get(name, name)
 
 
-def normalised(text: str) -> str:
-    """White space made single, case folded."""
-    return " ".join(text.split()).casefold()
+def normalised(words: list[str]) -> str:
+    """White space made single, case folded.
+
+    Args:
+        words: the text, split at white space.
+    """
+    return " ".join(words).casefold()
 
 
 def faults_of_answers(
-    item: Prompt | Demonstration | Preference, asked: Sequence[str]
+    item: Prompt | Demonstration | Preference, asked: Sequence[str], answers: Sequence[str]
 ) -> Iterator[TextFault]:
     """Faults that show between a row's texts, or in its answers, each named once.
 
     Args:
         item: the row.
         asked: its prompt's turns, `normalised`, the last one last.
+        answers: its answers, `normalised`.
     """
     texts: tuple[str, ...]
     if isinstance(item, Preference):
         texts = (item.candidate_0, item.candidate_1)
-        answers = [normalised(text) for text in texts]
         yield from _faults_of_pair(item, *answers)
         is_tie = item.choice is Choice.TIE
         best = None if is_tie else answers[int(item.choice is Choice.SECOND)]
     elif isinstance(item, Demonstration):
         texts = (item.output_text,)
-        best = normalised(item.output_text)
+        best = answers[0]
     else:
         return
     for name, is_found in _FAULTS_OF_ONE_ANSWER.items():
@@ -182,13 +189,20 @@ def _faults_of_pair(row: Preference, first: str, second: str) -> Iterator[TextFa
 
 
 def is_empty(answer: str) -> bool:
-    """Whether the answer has no letter or digit, or is a placeholder."""
-    return not _WORD.search(answer) or answer.strip(" .-\n").casefold() in PLACEHOLDERS
+    """Whether the answer has no letter, digit or pictograph: an emoji is an answer."""
+    return not _WORD.search(answer) and not any(unicodedata.category(c) == "So" for c in answer)
 
 
-def has_label(answer: str) -> bool:
-    """Whether the answer begins with a label, such as "chosen:"."""
-    return _LABEL.match(answer) is not None
+def is_placeholder(answer: str) -> bool:
+    """Whether the answer is a word that often stands for none."""
+    # A cheap look first: placeholders are short.
+    return len(answer) < PLACEHOLDER_LENGTH and answer.strip(" .-\n").casefold() in PLACEHOLDERS
+
+
+def label_of(answer: str) -> str | None:
+    """The label that the answer begins with, as `chosen` or `response1`; None without one."""
+    found = _LABEL.match(answer)
+    return found and re.sub(r"\W|_", "", found[1]).lower()
 
 
 def has_role_marker(answer: str) -> bool:
@@ -200,6 +214,6 @@ def has_role_marker(answer: str) -> bool:
 
 _FAULTS_OF_ONE_ANSWER: dict[str, Callable[[str], bool]] = {
     "empty_answers": is_empty,
-    "label_in_answer": has_label,
+    "placeholder_answers": is_placeholder,
     "role_markers": has_role_marker,
 }

@@ -6,8 +6,8 @@
                          "non_preferred_output": [one message]}
 
 Of a conversation that ends with the assistant, the last answer is the demonstration and all that
-goes before is its prompt: earlier answers are context, not something to learn. Tools and images
-are not read.
+goes before is its prompt: earlier answers are context, not something to learn. An answer of
+`weight` 0 is not to be learnt and makes no demonstration. Tools and images are not read.
 
 Sources: https://github.com/hiyouga/LLaMA-Factory (data/README.md);
 https://developers.openai.com/api/docs/guides/direct-preference-optimization (also Azure's).
@@ -21,6 +21,7 @@ from typing import Any
 from amenable.data.formats.fields import checked_object, has_any
 from amenable.data.formats.format import Format, Kind
 from amenable.data.formats.native import (
+    behind_system,
     conversation,
     message_of,
     messages_to_list,
@@ -56,6 +57,14 @@ def ending_with_user(row: Row, field: str, turns: Turns) -> Turns:
     return turns
 
 
+def _is_learnt(row: Row, key: str) -> bool:
+    """Whether the last message has a weight other than 0, counted if not."""
+    if row.values[key][-1].get("weight") != 0:
+        return True
+    row.log.drop("an answer of weight 0, which is not to be learnt")
+    return False
+
+
 def _asked(row: Row, field: str, turns: Turns) -> Turns:
     """The turns without an answer at the end."""
     answered = turns[-1].speaker is Speaker.ASSISTANT
@@ -89,7 +98,8 @@ def sharegpt_preferences(row: Row) -> Iterator[Preference]:
 def sharegpt_demonstrations(row: Row) -> Iterator[Demonstration]:
     """The last answer of a conversation."""
     before, answer = split_last(row, "conversations", _conversations(row))
-    yield Demonstration(prompt=prompt_of(row, _SHAREGPT_KEYS, before), output_text=answer)
+    if _is_learnt(row, "conversations"):
+        yield Demonstration(prompt=prompt_of(row, _SHAREGPT_KEYS, before), output_text=answer)
 
 
 def sharegpt_prompts(row: Row) -> Iterator[Prompt]:
@@ -107,9 +117,7 @@ def _conversations(row: Row) -> Turns:
         content_keys=("content", "value"),
         speakers=_FROM,
     )
-    if row.values.get("system") in (None, ""):
-        return turns
-    return (Message(Speaker.SYSTEM, row.text("system")), *turns)
+    return behind_system(row, "system", turns)
 
 
 def _one_answer(row: Row, key: str) -> str:
@@ -170,7 +178,8 @@ _MESSAGES_KEYS = _IDS | {"messages", "context"}
 def message_demonstrations(row: Row) -> Iterator[Demonstration]:
     """The last answer of `messages`, behind `context` as the system message."""
     before, answer = split_last(row, "messages", _messages(row))
-    yield Demonstration(prompt=prompt_of(row, _MESSAGES_KEYS, before), output_text=answer)
+    if _is_learnt(row, "messages"):
+        yield Demonstration(prompt=prompt_of(row, _MESSAGES_KEYS, before), output_text=answer)
 
 
 def message_prompts(row: Row) -> Iterator[Prompt]:
@@ -179,14 +188,7 @@ def message_prompts(row: Row) -> Iterator[Prompt]:
 
 
 def _messages(row: Row) -> Turns:
-    turns = conversation(row, "messages", row.values.get("messages"))
-    if row.values.get("context") in (None, ""):
-        return turns
-    if turns[0].speaker is Speaker.SYSTEM:
-        raise row.fault(
-            "context", "messages begin with a system message already; keep one of the two"
-        )
-    return (Message(Speaker.SYSTEM, row.text("context")), *turns)
+    return behind_system(row, "context", conversation(row, "messages", row.values.get("messages")))
 
 
 def _ends_with_assistant(values: Json) -> bool:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from typing import Any
 
 from amenable.data.reading.json_records import Json, is_unicode
 from amenable.data.reading.read_log import listed, shown
 from amenable.data.reading.records import Row
+
+_NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?", re.ASCII)
 
 
 def has(values: Mapping[str, Any], *keys: str) -> bool:
@@ -68,8 +71,19 @@ def checked_list(row: Row, field: str, value: object, *, length: int | None = No
 
 
 def checked_number(row: Row, field: str, value: object) -> float:
-    """A finite number."""
+    """A finite number, or the text of one, which is counted."""
+    if isinstance(value, str) and len(value) < 100 and _NUMBER.fullmatch(value.strip()):
+        row.log.coerce("text of a number read as the number")
+        value = float(value)
     fits = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < math.inf
     if not fits or abs(value) > 1e300:  # type: ignore[arg-type]  # checked in `fits`
         raise row.fault(field, f"found {shown(value)}; expected a number")
     return float(value)  # type: ignore[arg-type]
+
+
+def whole(row: Row, value: Any) -> Any:
+    """The value, but a whole number for one like 1.0, as tables with gaps have it; counted."""
+    if isinstance(value, float) and value.is_integer():
+        row.log.coerce("number such as 1.0 read as a whole number")
+        return int(value)
+    return value

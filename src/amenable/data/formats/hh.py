@@ -33,6 +33,7 @@ _MARKER = re.compile(r"\n\n(Human|Assistant):")
 _SPEAKERS = {"Human": Speaker.USER, "Assistant": Speaker.ASSISTANT}
 _NAMES = {speaker: name for name, speaker in _SPEAKERS.items()}
 _BARE = ("Human:", "Assistant:")
+_OF_WINDOWS = re.compile(r"\r\n\r\n(?:Human|Assistant):")
 _KEYS = frozenset({"id", "group", "chosen", "rejected", "weight", "margin", "annotator"})
 _REMEDY = 'remove the row, or leave such rows out with data.on_error = "drop"'
 
@@ -58,6 +59,9 @@ def prompts(row: Row) -> Iterator[Prompt]:
 def _dialogue(row: Row, key: str) -> tuple[tuple[Message, ...], str]:
     """The turns before the last answer, and that answer."""
     text = row.text(key)
+    if _OF_WINDOWS.search(text):
+        row.log.coerce("carriage returns at the ends of a dialogue's lines left out")
+        text = text.replace("\r\n", "\n")
     if text.startswith(_BARE):
         row.log.coerce("dialogue without the empty line before its first turn")
         text = f"\n\n{text}"
@@ -110,7 +114,7 @@ def _refuses(row: Typed) -> str:
     if not isinstance(row, Preference):
         return ""
     texts = [*(turn.content for turn in row.prompt.messages), row.candidate_0, row.candidate_1]
-    if any(map(_MARKER.search, texts)):
+    if any(_MARKER.search(text) or _OF_WINDOWS.search(text) for text in texts):
         return "a text has a marker of turns (Human: or Assistant: behind an empty line)"
     return ""
 
@@ -125,7 +129,7 @@ def fits(values: Mapping[str, Any]) -> bool:
 
 
 def _is_dialogue(text: Any) -> bool:
-    return "\n\nHuman:" in text or "\n\nAssistant:" in text or text.startswith(_BARE)
+    return text.startswith(_BARE) or any(mark.search(text) for mark in (_MARKER, _OF_WINDOWS))
 
 
 HH = Format(

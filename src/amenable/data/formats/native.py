@@ -49,6 +49,7 @@ PREFERENCE_KEYS = PROMPT_KEYS | {
 }
 _OWN = ("input_text", "output_text", "candidate_0", "candidate_1")
 _IN_MESSAGE = ("candidate_0", "candidate_1", "choice")
+_CALLS = ("tool_calls", "function_call")
 
 
 # Reading --------------------------------------------------------------------------------------
@@ -133,7 +134,7 @@ def messages_of(row: Row) -> tuple[Message, ...]:
             f"the last message is the {messages[-1].speaker}'s; end with the user's and put the "
             "answer into its own key",
         )
-    return (*_context(row, messages[0]), *messages)
+    return behind_system(row, "context", messages)
 
 
 def conversation(
@@ -186,17 +187,30 @@ def message_of(
         )
         raise row.fault(f"{field}.{key}", f"{found}; expected {', '.join(map(repr, speakers))}")
     text = next((key for key in content_keys if key in value), content_keys[-1])
+    if len(value) > 2:
+        _count_others(row, field, value, {key, text})
     return Message(speakers[speaker], checked_text(row, f"{field}.{text}", value.get(text)))
 
 
-def _context(row: Row, first: Message) -> tuple[Message, ...]:
-    if row.values.get("context") is None:
-        return ()
-    if first.speaker is Speaker.SYSTEM:
-        raise row.fault(
-            "context", "messages begin with a system message already; keep one of the two"
-        )
-    return (Message(Speaker.SYSTEM, row.text("context")),)
+def _count_others(row: Row, field: str, message: Json, read: set[str]) -> None:
+    """Counts what else a message says, and refuses calls of tools, which its text needs."""
+    others = {key for key, value in message.items() if value is not None} - read
+    for key in _CALLS:
+        if message.get(key):
+            raise row.fault(f"{field}.{key}", "calls of tools are not read; remove the row")
+    if message.get("weight") == 1:  # what a message without a weight has
+        others.discard("weight")
+    if others.difference(_IN_MESSAGE, _CALLS):
+        row.log.coerce("other keys of a message left out, such as a name")
+
+
+def behind_system(row: Row, key: str, turns: tuple[Message, ...]) -> tuple[Message, ...]:
+    """The turns behind the row's `key`, if it has one, as the system message."""
+    if row.values.get(key) in (None, ""):
+        return turns
+    if turns[0].speaker is Speaker.SYSTEM:
+        raise row.fault(key, "messages begin with a system message already; keep one of the two")
+    return (Message(Speaker.SYSTEM, row.text(key)), *turns)
 
 
 def _hoisted(row: Row) -> Row:

@@ -29,6 +29,7 @@ from amenable.data.formats.fields import (
     has,
     has_any,
     is_text,
+    whole,
 )
 from amenable.data.formats.format import Format
 from amenable.data.formats.native import choice_of_strength, preference_of, prompt_of
@@ -106,11 +107,9 @@ ULTRAFEEDBACK = Format(
 
 def binarized(row: Row) -> Iterator[Preference]:
     """As of TRL, with the difference of the scores as margin."""
-    scores = [row.number(f"score_{side}", above_zero=False) for side in ("chosen", "rejected")]
-    chosen, rejected = scores
-    if chosen is None or rejected is None:
-        missing = "score_chosen" if chosen is None else "score_rejected"
-        raise row.fault(missing, "is missing; expected a number")
+    chosen, rejected = (
+        checked_number(row, key, row.value(key)) for key in ("score_chosen", "score_rejected")
+    )
     if chosen < rejected:
         raise row.fault(
             "score_chosen", f"{chosen:g} is below score_rejected {rejected:g}; correct the row"
@@ -176,7 +175,7 @@ def strengths(row: Row) -> Iterator[Preference]:
         raise row.fault(
             "response_2", "equals response_1, so that the pair says nothing; remove the row"
         )
-    value = row.value("preference_strength")
+    value = whole(row, row.value("preference_strength"))
     if isinstance(value, bool) or not isinstance(value, int) or value not in _STRENGTHS:
         raise row.fault(
             "preference_strength", f"found {shown(value)}; expected a whole number from -3 to 3"

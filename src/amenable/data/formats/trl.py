@@ -1,17 +1,24 @@
 """The shapes that TRL's trainers read: plain, conversational, implicit prompt, KTO.
 
+Two neighbours are read as well: `question`, `input` or `query` in place of `prompt`, as of the
+published Orca pairs, and `system`, the system message. Where `chosen` and `rejected` are
+conversations, the prompt is the longer of `prompt` and of what they begin with, if one ends with
+the other.
+
 Source: https://huggingface.co/docs/trl/dataset_formats
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 from amenable.data.formats import hh
-from amenable.data.formats.fields import has, has_any
+from amenable.data.formats.fields import has, has_any, is_text, whole
 from amenable.data.formats.format import Format, Kind
 from amenable.data.formats.native import (
+    behind_system,
     conversation,
     messages_to_list,
     preference_of,
@@ -30,10 +37,13 @@ from amenable.data.schemas import (
     Speaker,
 )
 
-_PROMPT_KEYS = frozenset({"id", "group", "prompt"})
+_PROMPT_KEYS = frozenset({"id", "group", "prompt", "system"})
 _DEMONSTRATION_KEYS = _PROMPT_KEYS | {"completion"}
 _PREFERENCE_KEYS = _PROMPT_KEYS | {"chosen", "rejected", "weight", "margin", "annotator"}
 _KTO_KEYS = _DEMONSTRATION_KEYS | {"label"}
+_ASKED = ("question", "input", "query")
+"""What `prompt` is called elsewhere."""
+
 _FILL = {"margin": 0.0}
 """RewardTrainer wants a margin in every row or in none; 0 changes no loss."""
 
@@ -45,24 +55,30 @@ Turns = tuple[Message, ...]
 
 def prompts(row: Row) -> Iterator[Prompt]:
     """`prompt`, a text or messages; without one, what `chosen` and `rejected` begin with."""
+    row = _with_prompt(row)
     if row.values.get("prompt") is None and has_any(row.values, "chosen", "rejected"):
         yield from (pair.prompt for pair in preferences(row))
     else:
-        yield prompt_of(row, _PROMPT_KEYS, _asked(row, "prompt"))
+        yield prompt_of(row, _PROMPT_KEYS, _asked(row))
 
 
 def demonstrations(row: Row) -> Iterator[Demonstration]:
     """`prompt` and `completion`."""
-    prompt = prompt_of(row, _DEMONSTRATION_KEYS, _asked(row, "prompt"))
+    if row.values.get("label") is not None:
+        raise row.fault(
+            "label", "is a verdict on the completion; read the file with the format 'kto'"
+        )
+    prompt = prompt_of(row, _DEMONSTRATION_KEYS, _asked(row))
     yield Demonstration(prompt=prompt, output_text=_answer(row, "completion"))
 
 
 def preferences(row: Row) -> Iterator[Preference]:
     """`chosen` and `rejected`, behind `prompt` or behind what both begin with."""
+    row = _with_prompt(row)
     if isinstance(row.values.get("chosen"), list) or isinstance(row.values.get("rejected"), list):
         asked, chosen, rejected = _conversations(row)
     elif row.values.get("prompt") is not None:
-        asked, chosen, rejected = _asked(row, "prompt"), row.text("chosen"), row.text("rejected")
+        asked, chosen, rejected = _asked(row), row.text("chosen"), row.text("rejected")
     else:
         asked, chosen, rejected = _implicit(row)
     if chosen == rejected:
@@ -73,24 +89,43 @@ def preferences(row: Row) -> Iterator[Preference]:
 
 def kto_answers(row: Row) -> Iterator[Answer]:
     """`completion` with the score 1 where `label` is true and 0 where it is false."""
-    label = row.value("label")
+    label = whole(row, row.value("label"))
     if row.textual and isinstance(label, str):
         label = {"true": True, "false": False}.get(label.strip().casefold(), label)
     if not isinstance(label, int) or label not in (0, 1):
         found = "is missing" if "label" not in row.values else f"found {shown(label)}"
         raise row.fault("label", f"{found}; expected true (desirable) or false")
-    prompt = prompt_of(row, _KTO_KEYS, _asked(row, "prompt"))
+    prompt = prompt_of(row, _KTO_KEYS, _asked(row))
     yield Answer(prompt=prompt, text=_answer(row, "completion"), score=float(label))
 
 
-def _asked(row: Row, key: str) -> Turns:
-    value = row.values.get(key)
+def _with_prompt(row: Row) -> Row:
+    """The row with its question as `prompt`, where it is called so."""
+    key = _question(row.values)
+    if key is None:
+        return row
+    row.log.coerce(f"{key} read as the prompt")
+    values = {name: value for name, value in row.values.items() if name != key}
+    return replace(row, values={**values, "prompt": row.values[key]})
+
+
+def _question(values: Mapping[str, Any]) -> str | None:
+    """The one key that stands in for `prompt`, if there is one."""
+    found = [key for key in _ASKED if is_text(values.get(key))]
+    return found[0] if len(found) == 1 and values.get("prompt") is None else None
+
+
+def _asked(row: Row) -> Turns:
+    """`prompt`, behind `system`."""
+    value = row.values.get("prompt")
     if not isinstance(value, list):
-        return (Message(Speaker.USER, row.text(key)),)
-    turns = conversation(row, key, value)
+        return behind_system(row, "system", (Message(Speaker.USER, row.text("prompt")),))
+    turns = conversation(row, "prompt", value)
     if turns[-1].speaker is not Speaker.USER:
-        raise row.fault(key, f"the last message is the {turns[-1].speaker}'s; expected the user's")
-    return turns
+        raise row.fault(
+            "prompt", f"the last message is the {turns[-1].speaker}'s; expected the user's"
+        )
+    return behind_system(row, "system", turns)
 
 
 def _answer(row: Row, key: str) -> str:
@@ -126,11 +161,12 @@ def _conversations(row: Row) -> tuple[Turns, str, str]:
             raise row.fault(
                 "prompt", "is missing, and chosen has no message of the user before the answer"
             )
-        return before, chosen, rejected
-    asked = _asked(row, "prompt")
-    if before and before != asked and before[-1] != asked[-1]:
+        return behind_system(row, "system", before), chosen, rejected
+    asked = _asked(row)
+    shorter, longer = sorted((asked, before), key=len)
+    if longer[len(longer) - len(shorter) :] != shorter:
         raise row.fault("prompt", "differs from the messages that chosen begins with; keep one")
-    return before or asked, chosen, rejected
+    return longer, chosen, rejected
 
 
 def _implicit(row: Row) -> tuple[Turns, str, str]:
@@ -153,7 +189,8 @@ def _implicit(row: Row) -> tuple[Turns, str, str]:
             "on differently; add the key prompt",
         )
     row.log.coerce("prompt taken as what chosen and rejected begin with")
-    return (Message(Speaker.USER, asked.strip()),), chosen[end:], rejected[end:]
+    turns = behind_system(row, "system", (Message(Speaker.USER, asked.strip()),))
+    return turns, chosen[end:], rejected[end:]
 
 
 # Writing --------------------------------------------------------------------------------------
@@ -189,6 +226,11 @@ def _kto(row: Preference) -> list[Json]:
 # Table ----------------------------------------------------------------------------------------
 
 _OTHERS = ("label", "instruction", "score_chosen", "response", "response_1", "completions")
+_ASKED_ELSEWHERE = (
+    *_ASKED,
+    *("system", "context", "text", "history", "document", "article", "post", "dialogue"),
+)
+"""Keys of a text that chosen and rejected answer, so that they do not begin with it."""
 
 
 def _fits(values: Mapping[str, Any], kind: type) -> bool:
@@ -196,8 +238,11 @@ def _fits(values: Mapping[str, Any], kind: type) -> bool:
     if has_any(values, *_OTHERS, "messages", "conversations", "input_text"):
         return False
     if has_any(values, "chosen", "rejected"):
-        sides = has(values, "chosen", "rejected")
-        return sides and isinstance(values["chosen"], kind) and not hh.fits(values)
+        if not has(values, "chosen", "rejected") or not isinstance(values["chosen"], kind):
+            return False
+        elsewhere = kind is str and has_any(values, *_ASKED_ELSEWHERE)
+        is_asked = has(values, "prompt") or _question(values) is not None
+        return (is_asked or not elsewhere) and not hh.fits(values)
     return isinstance(values.get("prompt"), kind)
 
 
@@ -209,7 +254,7 @@ def _kind(values: Json) -> Kind:
 
 TRL = Format(
     name="trl",
-    description="prompt?, chosen, rejected as texts, margin?; prompt, completion; prompt",
+    description="prompt? (or question), chosen, rejected as texts, margin?; prompt, completion",
     fits=lambda values: _fits(values, str),
     kind_of=_kind,
     demonstrations=demonstrations,

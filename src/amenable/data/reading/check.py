@@ -3,13 +3,14 @@
 The rows go the way of training (`readers`), with a log that collects faults instead of ending. Two
 things differ. Plain native rows are recognised by a predicate, which is faster than making typed
 rows of them. And ids that are used twice are looked for in all files of a kind: hashes of the ids
-are sorted at the end, and only if some are equal are the files read again for the names.
+are sorted at the end, and only if some are equal are the files read again, for the names of those
+that are shown or left out of a fixed file; the others are counted by their hashes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from itertools import groupby, islice
 from pathlib import Path
@@ -26,11 +27,12 @@ from amenable.data.formats.native import NATIVE
 from amenable.data.reading.check_report import CheckReport, FileReport, FoundFaults
 from amenable.data.reading.fixed_rows import FixedRows
 from amenable.data.reading.plain_rows import PLAIN
+from amenable.data.reading.read_log import reason_of
 from amenable.data.reading.readers import OpenedFile, id_used_twice, opened_by, typed_rows
 from amenable.data.reading.records import ReadLog, Row, iter_records
 from amenable.data.reading.row_ids import RowIds
 from amenable.data.reading.second_reading import Silence, records_at
-from amenable.data.reading.sources import Source, find_sources
+from amenable.data.reading.sources import Source, find_usable
 from amenable.data.schemas import Prompt
 from amenable.errors import DataError, UsageError
 
@@ -53,8 +55,9 @@ def check_files(
 ) -> CheckReport:
     """Reads all rows of the files and tells of every fault; holds one row in memory at a time.
 
-    Of each row 8 bytes are kept (see `RowIds`), twice that while they are sorted. A format whose
-    records are single answers is held in memory whole, as in training.
+    Of each row 8 bytes are kept, and twice that while they are sorted; where ids are used twice, up
+    to eight times that meanwhile (see `RowIds`). A format whose records are single answers is held
+    in memory whole, as in training.
 
     Args:
         source: files, and how they are read.
@@ -89,6 +92,20 @@ def check_files(
         return check.finish()
 
 
+def good_rows(
+    source: Source, config: SourceConfig, kind: Kind | Literal["auto"] = "auto"
+) -> Iterator[tuple[Row, Typed]]:
+    """The rows of one file in which a check finds no fault, ids that are used twice aside.
+
+    For a file whose faults have been told: they end nothing, and no one is told of them again.
+    """
+    log = Silence()
+    with suppress(DataError):
+        opened = _Check(config, kind, 0).open(source, log)
+        if opened is not None:
+            yield from typed_rows(opened, config, log)
+
+
 class _FileLog(ReadLog):
     """Counts of one file; its faults go on to the check, and reading goes on."""
 
@@ -119,19 +136,7 @@ class _Check:
 
     def sources(self) -> list[Source]:
         """The files; a name that leads to none is a fault, and the others are read."""
-        names = self._config.files
-        try:
-            self._sources = find_sources(names)
-        except DataError:
-            usable: list[str] = []
-            for name in names:
-                try:
-                    find_sources([*usable, name])
-                except DataError as error:
-                    self._found.add(error, -1)
-                else:
-                    usable.append(name)
-            self._sources = find_sources(usable)
+        self._sources = find_usable(self._config.files, lambda error: self._found.add(error, -1))
         return self._sources
 
     def read(self, number: int, source: Source) -> None:
@@ -139,7 +144,7 @@ class _Check:
         log = _FileLog(number, self._found, self.fixed)
         self._logs.append(log)
         try:
-            opened = self._open(source, log)
+            opened = self.open(source, log)
             if opened is None:
                 return  # the log was told why there are no rows
             log.kind, log.how = opened.kind, opened.how
@@ -182,7 +187,7 @@ class _Check:
             fixed=fixed,
         )
 
-    def _open(self, source: Source, log: ReadLog) -> OpenedFile | None:
+    def open(self, source: Source, log: ReadLog) -> OpenedFile | None:
         """The file; None, and a fault, if it has no record that can be read.
 
         Records before the first in a known format are faults of their own.
@@ -225,18 +230,51 @@ class _Check:
         log.rows += plain
 
     def _repeated(self, ids: RowIds) -> list[int]:
-        """Reports each id that an earlier row has; the numbers of the later rows."""
-        first: dict[str, str] = {}
+        """Reports the rows whose id an earlier row has; the numbers of those that were looked up.
+
+        More than the check shows are looked up only where their names are needed, by `--fix`.
+        """
+        later, first = ids.repeated()
+        most = self._found.most if self.fixed is None and self._found.most else len(later)
+        wanted = sorted({*later[:most].tolist(), *first[:most].tolist()})
+        if any(self._sources[ids.place(number)[0]].is_pipe for number in wanted):
+            self._repeated_in_pipe(ids.by_file(later))
+            return list(later.tolist())
+        places: dict[str, str] = {}
         repeated = []
-        for number, row, name in self._again(ids, ids.repeated()):
-            if name not in first:
-                first[name] = f"{row.path}:{row.line}"
+        error: DataError | None = None
+        for number, row, name in self._again(ids, wanted):
+            if name not in places:
+                places[name] = f"{row.path}:{row.line}"
                 continue
             repeated.append(number)
             log = self._logs[ids.place(number)[0]]
             log.rows -= 1
-            log.fault(id_used_twice(name, row, first[name]), row.values)
+            error = id_used_twice(name, row, places[name])
+            log.fault(error, row.values)
+        if error is not None:
+            self._count_repeated(ids.by_file(later[most:]), reason_of(error))
         return repeated
+
+    def _repeated_in_pipe(self, rows: dict[int, int]) -> None:
+        """One fault for each file, without names: they are not to be had a second time."""
+        for file, count in rows.items():
+            error = DataError(
+                "some are used twice; which cannot be told where a pipe is read, as it is gone: "
+                "write it to a file and check that",
+                path=self._sources[file].shown,
+                field="id",
+            )
+            self._logs[file].rows -= 1
+            self._logs[file].fault(error)
+            self._count_repeated({file: count - 1}, reason_of(error))
+
+    def _count_repeated(self, rows: dict[int, int], reason: str) -> None:
+        """Counts faulty rows, by the number of their file, that are not told one by one."""
+        for file, count in rows.items():
+            self._logs[file].rows -= count
+            self._logs[file].faults += count
+            self._found.count_more(reason, count)
 
     def _again(self, ids: RowIds, wanted: list[int]) -> Iterator[tuple[int, Row, str]]:
         """(number, record, id) of the rows of these numbers, from a second reading."""
@@ -253,7 +291,7 @@ class _Check:
             rows = records_at(source, frozenset(lines))
             opened: OpenedFile | None = OpenedFile(source, log.kind, NATIVE, log.how, rows)
         else:  # a row can be made of many records, by a reader function of any
-            opened = self._open(source, Silence())
+            opened = self.open(source, Silence())
         if opened is None:
             raise _changed(source)
         made = typed_rows(opened, self._config, Silence())

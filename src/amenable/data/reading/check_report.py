@@ -146,6 +146,12 @@ class FoundFaults:
         fault = Fault(str(error.path), error.line, error.field, error.reason)
         insort(self._kept, (place, fault), key=lambda entry: entry[0])
 
+    def count_more(self, reason: str, times: int) -> None:
+        """Counts faults of a reason that are not told one by one."""
+        if times:
+            self.count += times
+            self.reasons[reason] += times
+
     def kept(self) -> list[Fault]:
         """What is kept, by place."""
         return [fault for _, fault in self._kept]

@@ -10,7 +10,7 @@ from amenable.config.data import PromptColumns
 from amenable.data.reading.json_records import Json
 from amenable.data.reading.read_log import listed, shown
 from amenable.data.reading.records import Row
-from amenable.errors import DataError, RecipeError
+from amenable.errors import DataError
 
 
 def is_mapped(columns: PromptColumns) -> bool:
@@ -29,28 +29,24 @@ def native_row(row: Row, columns: PromptColumns) -> Row:
 
     Raises:
         DataError: a named column is missing, or the verdict is none of `choice_values`.
-        RecipeError: `choice_values` are not two or three.
     """
     named = {
         entry.name: path
         for entry in fields(columns)
         if entry.name != "choice_values" and (path := getattr(columns, entry.name))
     }
-    taken = {path if path in row.values else path.split(".")[0] for path in named.values()}
-    if "input_text" in named:
-        taken |= {"messages", "context"}
-    values: Json = {key: value for key, value in row.values.items() if key not in taken}
-    for key, path in named.items():
-        values[key] = _value(row, path)
+    found = {key: _value(row, path) for key, path in named.items()}
+    values: Json = row.values
+    for path in named.values():
+        values = _without(values, [path] if path in row.values else path.split("."))
+    replaced = {*named, *(("messages", "context") if "input_text" in named else ())}
+    if not replaced.isdisjoint(values):
+        row.log.coerce("native key left out: the column map names another column in its place")
+    values = {key: value for key, value in values.items() if key not in replaced} | found
     if isinstance(values.get("input_text"), list):
         values["messages"] = values.pop("input_text")
     verdicts = getattr(columns, "choice_values", ())
     if verdicts:
-        if len(verdicts) not in (2, 3):
-            raise RecipeError(
-                f"columns.choice_values: found {len(verdicts)}; expected what stands for "
-                "candidate_0, for candidate_1 and, if it can, for a tie"
-            )
         values["choice"] = _choice(
             row, values.get("choice"), named.get("choice", "choice"), verdicts
         )
@@ -72,8 +68,27 @@ def _value(row: Row, path: str) -> Any:
     return value
 
 
+def _without(holder: Any, steps: list[str]) -> Any:
+    """The object or list without the value at the end of the steps; what is empty then goes, too.
+
+    In a list null stands in its place, so that the others keep theirs.
+    """
+    step, *rest = steps
+    if isinstance(holder, list):
+        place = int(step)
+        inner = _without(holder[place], rest) if rest and holder[place] else None
+        kept = [*holder[:place], inner or None, *holder[place + 1 :]]
+        return kept if any(value is not None for value in kept) else []
+    inner = _without(holder[step], rest) if rest and step in holder else None
+    others = {key: value for key, value in holder.items() if key != step}
+    return {**others, step: inner} if inner else others
+
+
 def _choice(row: Row, value: object, column: str, verdicts: tuple[str, ...]) -> int | str:
     said = value if isinstance(value, str) else shown(value).split(" (")[0]
+    if said not in verdicts and said.removesuffix(".0") in verdicts:  # of pandas
+        row.log.coerce("verdict such as 1.0 read as a whole number")
+        said = said.removesuffix(".0")
     if said not in verdicts:
         expected = " or ".join(map(repr, verdicts))
         raise row.fault(column, f"found {shown(value)}; expected {expected} (choice_values)")

@@ -66,7 +66,7 @@ class Container:
             try:
                 self._records = self._recognise(self._blocks.head())
             except Unreadable as error:
-                fault(str(error), error.line, b"")
+                fault(str(error), error.line)
         except BaseException:
             self._blocks.close()
             raise
@@ -75,7 +75,7 @@ class Container:
         try:
             yield from self._records
         except Unreadable as error:
-            self._fault(str(error), error.line, b"")
+            self._fault(str(error), error.line)
         finally:
             self._blocks.close()
 

@@ -2,13 +2,15 @@
 
 Every written row is read back before it counts: one that would come back with another text, another
 preference or without something that the format holds is not written, but counted with its reason.
-What the format has no place for is counted for each row in which it stood.
+What the format has no place for is counted for each row in which it stood. A table (CSV, Parquet)
+is read back as a whole before it has its name: what it made of other keys is counted, too.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -19,6 +21,7 @@ from amenable.config.data import (
     PromptSource,
     SourceConfig,
 )
+from amenable.data.formats.cells import with_chats
 from amenable.data.formats.format import EVERYTHING, Format, Kind, Typed
 from amenable.data.formats.native import NATIVE
 from amenable.data.formats.table import FORMATS, detect, find_format
@@ -26,9 +29,9 @@ from amenable.data.reading import custom
 from amenable.data.reading.json_records import Json
 from amenable.data.reading.readers import iter_demonstrations, iter_preferences, iter_prompts
 from amenable.data.reading.records import DroppingLog, ReadLog, Row, iter_records
-from amenable.data.reading.row_writer import check_ending, write_rows
-from amenable.data.reading.sources import find_sources
-from amenable.data.schemas import Choice, Demonstration, Preference, Prompt, messages_key
+from amenable.data.reading.row_writer import Again, check_ending, write_rows
+from amenable.data.reading.sources import Source, find_sources
+from amenable.data.schemas import Answer, Choice, Demonstration, Preference, Prompt, messages_key
 from amenable.errors import DataError, UsageError
 
 _SOURCES: dict[Kind, type[SourceConfig]] = {
@@ -42,6 +45,7 @@ _READERS: dict[Kind, Any] = {
     "prompts": iter_prompts,
 }
 _CHANGED = "it would be read back as another row"
+_NO_TABLE = "write .jsonl, which holds all rows"
 
 
 def convert(
@@ -51,6 +55,7 @@ def convert(
     *,
     kind: Kind | Literal["auto"] = "auto",
     log: ReadLog | None = None,
+    force: bool = False,
 ) -> Json:
     """Reads all rows of the source and writes them to `out` in the format `to`.
 
@@ -60,16 +65,19 @@ def convert(
         out: a file; its ending tells the container (`row_writer.ENDINGS`).
         kind: of the rows; auto takes it from the section's type, else from the first record.
         log: what a fault means (default: the first ends the conversion).
+        force: whether a file that stands at `out` is replaced.
 
     Returns:
         The report, for people and programs: `records` and `rows` that were read, `written` rows
         and the `lines` they became; reasons and counts of what was `dropped` in reading and
         `not_written`, with the place of the first such row; `not_held`: what the format has no
-        place for, with the number of written rows that had it; `coerced`, `filled`, `formats`.
+        place for, with the number of written rows that had it; `invented`: comparisons that the
+        written records make and nobody made; `coerced`, `filled`, `formats`.
 
     Raises:
-        DataError: a file is faulty, or no row can be written.
-        UsageError: the format cannot be written with this kind of rows, or the ending is unknown.
+        DataError: a file is faulty, no row can be written, or the table cannot hold the rows.
+        UsageError: the format cannot be written with this kind of rows, the ending is unknown, or
+            `out` exists.
         StorageError: the file cannot be written; what stood at `out` is intact.
     """
     log, out = log or ReadLog(), Path(out).expanduser()
@@ -77,6 +85,8 @@ def convert(
     form = find_format(to)
     check_ending(out)
     _check_apart(config, out)
+    if not force and (out.exists() or out.is_symlink()):
+        raise UsageError(f"{out} exists and is not overwritten; name another")
     found = _kind(config) if kind == "auto" else kind
     if not form.writes(found):
         able = ", ".join(sorted(name for name, one in FORMATS.items() if one.writes(found)))
@@ -84,7 +94,8 @@ def convert(
     writing = _Writing(form, found)
     config = _of_kind(config, found)
     try:
-        lines, filled = write_rows(out, writing.all(_READERS[found](config, log)), form.fill)
+        records = writing.all(_READERS[found](config, log))
+        lines, filled = write_rows(out, records, form.fill, force=force, verify=writing.verify)
     except DataError as error:
         if writing.written or error.path != out:
             raise
@@ -104,6 +115,7 @@ def convert(
         "not_written": dict(writing.not_written),
         "first_not_written": writing.first,
         "not_held": dict(writing.not_held),
+        "invented": writing.compared.invented(),
         "filled": {key: form.fill[key] for key in filled},
         "coerced": dict(log.coerced),
     }
@@ -124,6 +136,11 @@ def lines(report: Json) -> list[str]:
         told.append(f"    refused {count:,} × {reason} (first: {first})")
     for what, count in sorted(report["not_held"].items()):
         told.append(f"    lost    {what}, of {count:,} rows")
+    if report["invented"]:
+        told.append(
+            f"    added   {report['invented']:,} comparisons that nobody made: {report['to']} says "
+            "of each answer alone whether it was preferred"
+        )
     for key, value in report["filled"].items():
         told.append(f"    filled  {key} = {value} where a row had none: it must be in all rows")
     return told
@@ -159,14 +176,16 @@ def _kind(config: SourceConfig) -> Kind:
         if isinstance(config, section):
             return kind
     for source in find_sources(config.files):
-        records = iter_records(source, DroppingLog())
-        if config.reader:
-            records = custom.rows(records, config.reader)
-        row = next(records, None)
+        with closing(iter_records(source, DroppingLog())) as records:
+            made: Iterator[Row] = records
+            if config.reader:
+                made = custom.rows(records, config.reader, source.shown)
+            row = next(made, None)
         if row is None:
             continue
         if config.reader:
             return NATIVE.kind(row.values)
+        row = with_chats(row)
         form = detect(row) if config.format == "auto" else find_format(config.format)
         return form.kind(row.values)
     raise DataError("no file has a row", path=", ".join(config.files))
@@ -182,6 +201,7 @@ class _Writing:
         self.not_written: Counter[str] = Counter()
         self.first: dict[str, str] = {}
         self.not_held: Counter[str] = Counter()
+        self.compared = _Compared()
         self._write = getattr(form, f"write_{kind[:-1]}")
 
     def all(self, placed: Iterator[tuple[Row, Typed]]) -> Iterator[Json]:
@@ -196,7 +216,43 @@ class _Writing:
             self.not_held.update(
                 what for what in EVERYTHING - self.form.holds if _has(what, row, item)
             )
+            if self._is_split and isinstance(item, Preference):
+                self.compared.add(item)
             yield from records
+        if rows := self.compared.rows():
+            self.not_held["which two answers were compared"] = rows
+
+    def verify(self, path: Path, again: Again) -> None:
+        """Reads a table back; counts rows whose other keys it changed.
+
+        Raises:
+            DataError: a row came back with another text or another preference.
+        """
+        back = iter_records(Source(str(path), ""), ReadLog())
+        for number, (record, row) in enumerate(zip(again(), back, strict=True), 1):
+            try:
+                items = list(self._read(record)), list(self._of(row))
+            except DataError as error:
+                raise DataError(
+                    f"row {number}: {_CHANGED} ({error.reason}); {_NO_TABLE}"
+                ) from error
+            said, others = (
+                [[*map(look, side)] for side in items] for look in (self._said, _others)
+            )
+            if said[0] != said[1]:
+                raise DataError(f"row {number}: {_CHANGED}; {_NO_TABLE}")
+            if "other keys" in self.form.holds and others[0] != others[1]:
+                self.not_held["other keys as they stood, which a table changes"] += 1
+
+    @property
+    def _is_split(self) -> bool:
+        """Whether the two answers of a preference are written apart."""
+        return self.kind == "preferences" and self.form.preferences is None
+
+    def _said(self, item: Any) -> object:
+        if isinstance(item, Answer):
+            return item.prompt.messages, item.text, item.score
+        return _held(replace(self.form, holds=self.form.holds - {"other keys"}), item)
 
     def _records(self, item: Typed) -> tuple[list[Json], str]:
         """The row's records, or why there are none."""
@@ -211,13 +267,53 @@ class _Writing:
         return (records, "") if _is_same(self.form, item, back) else ([], _CHANGED)
 
     def _read(self, record: Json) -> Iterator[Any]:
+        return self._of(Row(record, "", 1, "", ReadLog()))
+
+    def _of(self, row: Row) -> Iterator[Any]:
         read: Any = getattr(self.form, self.kind) or self.form.answers
-        return iter(read(Row(record, "", 1, "", ReadLog())))
+        return iter(read(row))
+
+
+class _Compared:
+    """Which answers of a prompt were compared, for formats that say only which were preferred."""
+
+    def __init__(self) -> None:
+        self._rows: Counter[int] = Counter()
+        self._pairs: dict[int, set[tuple[int, int]]] = {}
+
+    def add(self, item: Preference) -> None:
+        """Takes in a comparison; hashes of its texts are kept."""
+        prompt = hash(item.prompt.messages)
+        self._rows[prompt] += 1
+        pairs = self._pairs.setdefault(prompt, set())
+        pairs.add((hash(item.chosen), hash(item.rejected)))
+
+    def invented(self) -> int:
+        """How many comparisons nobody made: every preferred answer with every other one."""
+        return sum(map(self._invented, self._pairs))
+
+    def rows(self) -> int:
+        """How many rows have a prompt with such comparisons."""
+        return sum(count for prompt, count in self._rows.items() if self._invented(prompt))
+
+    def _invented(self, prompt: int) -> int:
+        made = self._pairs[prompt]
+        chosen, rejected = ({pair[side] for pair in made} for side in (0, 1))
+        return len(chosen) * len(rejected) - len(chosen & rejected) - len(made)
+
+
+def _others(item: Typed) -> Json:
+    """The other keys; those without a value are in every row of a table."""
+    return {key: value for key, value in _prompt_of(item).meta.items() if value is not None}
+
+
+def _prompt_of(item: Typed) -> Prompt:
+    return item if isinstance(item, Prompt) else item.prompt
 
 
 def _has(what: str, row: Row, item: Typed) -> bool:
     """Whether this row says something of this sort."""
-    prompt = item if isinstance(item, Prompt) else item.prompt
+    prompt = _prompt_of(item)
     if what == "id":
         return prompt.id != f"{row.label}:{row.line}"
     if what == "group":
@@ -228,7 +324,6 @@ def _has(what: str, row: Row, item: Typed) -> bool:
         return False  # the rest is about two candidates, or such rows are not written
     values = {
         "order of the candidates": item.choice is Choice.SECOND,
-        "which two answers were compared": True,
         "weight": item.weight != 1.0,
         "margin": item.margin is not None,
         "annotator": item.annotator is not None,
@@ -248,7 +343,7 @@ def _is_same(form: Format, item: Typed, back: list[Any]) -> bool:
 
 def _held(form: Format, item: Typed) -> tuple[object, ...]:
     """What the row says, without what the format does not hold."""
-    prompt = item if isinstance(item, Prompt) else item.prompt
+    prompt = _prompt_of(item)
     of_prompt = {"id": prompt.id, "group": prompt.group, "other keys": dict(prompt.meta)}
     held: list[object] = [value for what, value in of_prompt.items() if what in form.holds]
     if isinstance(item, Demonstration):

@@ -19,6 +19,7 @@ from types import ModuleType
 from amenable.data.reading.json_records import Json
 from amenable.data.reading.read_log import shown
 from amenable.data.reading.records import Row
+from amenable.data.reading.table_records import _NotJson, plain
 from amenable.data.schemas import Drop
 from amenable.errors import AmenableError, DataError, RecipeError
 
@@ -42,6 +43,8 @@ def load_reader(name: str) -> Reader:
     found = getattr(module, function, None)
     if not callable(found):
         raise RecipeError(f"reader: {name}: there is no function {function} in {place}")
+    if isinstance(found, type):
+        raise RecipeError(f"reader: {name}: {function} is a class; name a function")
     reader: Reader = found
     return reader
 
@@ -59,7 +62,7 @@ def _from_file(place: str, name: str) -> ModuleType:
     sys.modules[module_name] = module  # dataclasses look their own module up
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # a script that is run ends by itself
         raise RecipeError(f"reader: {name}: cannot be loaded ({_told(error)})") from error
     return module
 
@@ -70,39 +73,54 @@ def _imported(place: str, name: str) -> ModuleType:
         sys.path.insert(0, here)
     try:
         return importlib.import_module(place)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise RecipeError(
             f"reader: {name}: {place} cannot be imported ({_told(error)}); name its file "
             f"instead: path/to/{place.rpartition('.')[2]}.py:{name.rpartition(':')[2]}"
         ) from error
 
 
-def rows(records: Iterator[Row], name: str) -> Iterator[Row]:
+def rows(records: Iterator[Row], name: str, path: str) -> Iterator[Row]:
     """The native rows that the reader makes, each placed where its last record stands.
 
+    Args:
+        records: of one file.
+        name: of the reader, as in a recipe.
+        path: the file, as it is shown.
+
     Raises:
-        DataError: the function failed, or yielded what is no row; names file and line.
+        DataError: the function failed, or yielded what is no row; names the file, and the line of
+            the last record that it took.
     """
-    reader, seen = load_reader(name), _Seen(records)
-    made: Iterator[Json | Drop] = iter(())
+    reader, seen = load_reader(name), _Seen(records, path)
     try:
-        made = iter(reader(seen.values()))
-        yield from _placed(made, seen, name)
+        made = reader(seen.values())
+        if isinstance(made, dict | str) or not isinstance(made, Iterable):
+            raise DataError(
+                f"the reader {name} returned {_what(made)}; expected rows: `yield` each, or return "
+                "a list of them",
+                path=path,
+            )
+        yield from _placed(iter(made), seen, name)
     except AmenableError:
         raise
-    except Exception as error:
-        if seen.last is None:
-            raise DataError(f"the reader {name} failed: {_told(error)}") from error
-        raise seen.last.fault(None, f"the reader {name} failed: {_told(error)}") from error
+    except (Exception, SystemExit) as error:
+        raise seen.fault(f"the reader {name} failed: {_told(error)}") from error
 
 
 class _Seen:
     """Passes records on and remembers the last."""
 
-    def __init__(self, records: Iterator[Row]) -> None:
-        self._records = records
+    def __init__(self, records: Iterator[Row], path: str) -> None:
+        self._records, self._path = records, path
         self.last: Row | None = None
         self.made = 0
+
+    def fault(self, message: str) -> DataError:
+        """An error that names the file, and the line of the last record."""
+        if self.last is None:
+            return DataError(message, path=self._path)
+        return self.last.fault(None, message)
 
     def values(self) -> Iterator[Json]:
         for row in self._records:
@@ -113,18 +131,42 @@ class _Seen:
 def _placed(made: Iterator[Json | Drop], seen: _Seen, name: str) -> Iterator[Row]:
     for item in made:
         if seen.last is None:
-            raise DataError(f"the reader {name} yielded a row before it took a record")
+            raise seen.fault(f"the reader {name} yielded a row before it took a record")
         if isinstance(item, Drop):
             seen.last.log.drop(item.reason)
             continue
         if not isinstance(item, dict):
-            raise seen.last.fault(
-                None, f"the reader {name} yielded {shown(item)}; expected a dictionary or Drop"
+            raise seen.fault(
+                f'the reader {name} yielded {_what(item)}; expected a dictionary or Drop("reason")'
             )
         seen.made += 1
-        own_id = {} if seen.made == 1 else {"id": f"{seen.last.label}:{seen.last.line}.{seen.made}"}
-        yield replace(seen.last, values={**own_id, **item})
+        values = {key: _plain(value, key, seen, name) for key, value in item.items()}
+        if seen.made > 1 and values.get("id") is None:
+            values["id"] = f"{seen.last.label}:{seen.last.line}.{seen.made}"
+        yield replace(seen.last, values=values)
 
 
-def _told(error: Exception) -> str:
+def _plain(value: object, key: object, seen: _Seen, name: str) -> object:
+    """The value in JSON's types; what is none is a fault."""
+    assert seen.last is not None
+    if not isinstance(key, str):
+        raise seen.fault(f"the reader {name} yielded the key {key!r}; expected texts as keys")
+    try:
+        return plain(value, seen.last.log.coerce)
+    except _NotJson as error:
+        raise seen.last.fault(
+            key, f"the reader {name}: {error}; make it one of JSON's types"
+        ) from (error)
+
+
+def _what(value: object) -> str:
+    """The value, if JSON has such, else its type."""
+    if isinstance(value, type):
+        return f"the class {value.__name__}"
+    if value is None or isinstance(value, str | int | float | list | dict):
+        return shown(value)
+    return f"a {type(value).__name__}"
+
+
+def _told(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}"

@@ -21,10 +21,12 @@ class Unreadable(Exception):
     """The file cannot be read any further; says why.
 
     Attributes:
-        line: the 1-based line that the reading came to, set by who counts them.
+        line: the 1-based line that the reading came to, given or set by who counts them.
     """
 
-    line = 1
+    def __init__(self, message: str, line: int = 1) -> None:
+        super().__init__(message)
+        self.line = line
 
 
 class Fault(Protocol):
@@ -242,8 +244,7 @@ def _elements(buffer: _Buffer, fault: Fault) -> Iterator[tuple[int, bytes]]:
             continue
         if not byte or not _skip_element(buffer, byte):
             raw = buffer.data[buffer.start :][:1000]
-            fault(_unclosed(count, raw), line, raw)
-            return
+            raise Unreadable(_unclosed(count, raw), line)
         count += 1
         if buffer.is_too_long or buffer.at - buffer.start > MAX_RECORD_BYTES:
             buffer.is_too_long = False
@@ -262,11 +263,10 @@ def _elements(buffer: _Buffer, fault: Fault) -> Iterator[tuple[int, bytes]]:
     if buffer.next_byte():
         line = buffer.line(buffer.at)
         raw = buffer.data[buffer.at : buffer.at + 1000]
-        fault(
+        raise Unreadable(
             f"there is text behind the end of the array ({_glimpse(raw)}), which is not read; "
             "give each file one array, or write one JSON object a line without brackets",
             line,
-            raw,
         )
 
 

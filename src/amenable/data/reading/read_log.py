@@ -44,7 +44,8 @@ class ReadLog:
 
         Args:
             error: what was wrong, where, and what to do.
-            raw: the bytes or the record at fault; None if a whole file is.
+            raw: the bytes or the record at fault; None if a whole file is, or all of it from
+                `error.line` on.
 
         Raises:
             DataError: always, `error`.
@@ -63,8 +64,9 @@ class ReadLog:
 class DroppingLog(ReadLog):
     """Leaves faulty records out, counts them by reason and goes on.
 
-    A fault of a whole file, which has neither line nor raw content, still ends the reading: a file
-    that cannot be opened is no record to drop.
+    A fault without raw content still ends the reading: a file that cannot be opened, or not be
+    read to its end, is no record to drop. What is behind a break would be missing unseen, and how
+    much that is could differ from one reading to the next.
 
     Attributes:
         examples: the first `MAX_EXAMPLES` messages, whole.
@@ -78,9 +80,9 @@ class DroppingLog(ReadLog):
         """Counts the fault by its reason; the caller goes on with the next record.
 
         Raises:
-            DataError: `error`, if a whole file is at fault.
+            DataError: `error`, if a whole file or the rest of one is at fault.
         """
-        if error.line is None and raw is None:
+        if raw is None:
             raise error
         self.dropped[reason_of(error)] += 1
         if len(self.examples) < MAX_EXAMPLES:

@@ -8,12 +8,14 @@ looked at here: that needs all rows.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any, Literal, TypeVar, cast
 
+from amenable.config.checks import broken_source
 from amenable.config.data import (
     DemonstrationSource,
     PreferenceSource,
@@ -21,20 +23,33 @@ from amenable.config.data import (
     PromptSource,
     SourceConfig,
 )
+from amenable.data.formats.cells import with_chats
 from amenable.data.formats.format import Format, Kind, Typed
-from amenable.data.formats.native import NATIVE
+from amenable.data.formats.native import (
+    DEMONSTRATION_KEYS,
+    NATIVE,
+    PREFERENCE_KEYS,
+    PROMPT_KEYS,
+)
 from amenable.data.formats.table import detect, find_format, foreign, wrong_format
 from amenable.data.reading import columns, custom
 from amenable.data.reading.rankings import gather, pairs_of
 from amenable.data.reading.records import ReadLog, Row, iter_records
 from amenable.data.reading.sources import Source, find_sources
 from amenable.data.schemas import Demonstration, Preference, Prompt, Ranking
-from amenable.errors import DataError
+from amenable.errors import DataError, RecipeError
 
 T = TypeVar("T")
 Paths = Sequence[str | Path]
 Placed = tuple[Row, T]
 """A typed row and the record that it was made of."""
+
+_NATIVE_KEYS: dict[Kind, frozenset[str]] = {
+    "demonstrations": DEMONSTRATION_KEYS,
+    "preferences": PREFERENCE_KEYS,
+    "prompts": PROMPT_KEYS,
+}
+"""What a native row of each kind needs for itself, so that no other key may be called so."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,12 +117,14 @@ def iter_items(
     """
     config = source if isinstance(source, SourceConfig) else SourceConfig(files=_names(source))
     for file in find_sources(config.files):
-        opened = open_file(config, kind, file, log)
-        if opened is None:
-            continue  # the log was told that the file has no rows
-        for placed in typed_rows(opened, config, log):
-            log.rows += 1
-            yield placed
+        with closing(iter_records(file, log)) as records:  # whatever ends the reading
+            first = next(records, None)
+            if first is None:
+                continue  # the log was told that the file has no rows
+            opened = opened_by(first, config, kind, file, records, log)
+            for placed in typed_rows(opened, config, log):
+                log.rows += 1
+                yield placed
 
 
 def read_demonstrations(paths: DemonstrationSource | Paths) -> list[Demonstration]:
@@ -142,20 +159,6 @@ def id_used_twice(name: str, row: Row, first: str) -> DataError:
     return row.fault("id", f"{name!r} is used twice (first at {first}); give each row its own")
 
 
-def open_file(
-    config: SourceConfig, kind: Kind | Literal["auto"], source: Source, log: ReadLog
-) -> OpenedFile | None:
-    """One file's format and records; None if it has none, which the log is told.
-
-    Raises:
-        DataError: the first record is in no format of this kind.
-        RecipeError: `format` or `reader` names nothing that exists.
-    """
-    records = iter_records(source, log)
-    first = next(records, None)
-    return None if first is None else opened_by(first, config, kind, source, records, log)
-
-
 def opened_by(
     first: Row,
     config: SourceConfig,
@@ -168,15 +171,23 @@ def opened_by(
 
     Raises:
         DataError: the record is in no format of this kind.
-        RecipeError: `format` or `reader` names nothing that exists.
+        RecipeError: `format` or `reader` names nothing that exists, or the section contradicts
+            itself.
     """
+    if broken := broken_source(config):
+        raise RecipeError(broken)
     records = chain([first], others)
     mapped = getattr(config, "columns", PromptColumns())
     if config.reader:
-        form, how, rows = NATIVE, f"reader {config.reader}", custom.rows(records, config.reader)
+        form, how, rows = (
+            NATIVE,
+            f"reader {config.reader}",
+            custom.rows(records, config.reader, source.shown),
+        )
     elif columns.is_mapped(mapped):
         form, how, rows = NATIVE, "column map", columns.rows(records, mapped)
     else:
+        first = with_chats(replace(first, log=ReadLog()))  # counted when its turn comes
         form = _format(config.format, None if kind == "auto" else kind, source, first)
         how, rows = form.name, records
         kind = form.kind(first.values) if kind == "auto" else kind
@@ -191,7 +202,33 @@ def opened_by(
 
 
 def typed_rows(file: OpenedFile, config: SourceConfig, log: ReadLog) -> Iterator[Placed[Typed]]:
-    """What training reads from an opened file; a fault goes to the log."""
+    """What training reads from an opened file; a fault goes to the log.
+
+    A key that a native row of this kind needs for itself is kept in meta under another name.
+    """
+    reserved = _NATIVE_KEYS[file.kind]
+    for row, item in _typed(file, config, log):
+        prompt = item if isinstance(item, Prompt) else item.prompt
+        if reserved.isdisjoint(prompt.meta):
+            yield row, item
+            continue
+        renamed = replace(prompt, meta=_renamed(prompt.meta, reserved, log))
+        yield row, renamed if isinstance(item, Prompt) else replace(item, prompt=renamed)
+
+
+def _renamed(meta: Mapping[str, Any], reserved: frozenset[str], log: ReadLog) -> dict[str, Any]:
+    kept = {}
+    for key, value in meta.items():
+        name = key
+        while name in reserved or (name != key and name in meta):
+            name = f"other_{name}"
+        if name != key:
+            log.coerce(f"other key {key} kept as other_{key}: a native row has its own")
+        kept[name] = value
+    return kept
+
+
+def _typed(file: OpenedFile, config: SourceConfig, log: ReadLog) -> Iterator[Placed[Typed]]:
     form = file.form
     if file.kind == "demonstrations":
         assert form.demonstrations is not None
@@ -237,7 +274,12 @@ def _each(
     file: OpenedFile, read: Callable[[Row], Iterable[T]], log: ReadLog
 ) -> Iterator[Placed[T]]:
     """What the reader makes of each record; a fault goes to the log."""
-    for row in file.rows:
+    for record in file.rows:
+        try:
+            row = with_chats(record)
+        except DataError as error:
+            log.fault(error, record.values)
+            continue
         other = foreign(row, file.form) if file.detected else None
         if other is not None:
             log.fault(other, row.values)

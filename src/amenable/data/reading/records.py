@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -117,11 +117,11 @@ class Row:
         return value
 
 
-def iter_records(source: Source, log: ReadLog) -> Iterator[Row]:
+def iter_records(source: Source, log: ReadLog) -> Generator[Row]:
     """The records of one source, one at a time, in bounded memory.
 
-    Faults go to `log.fault`; where it returns, reading goes on with the next record, or ends for
-    this source if what is behind the fault cannot be read.
+    Faults go to `log.fault`; where it returns, reading goes on with the next record. If what is
+    behind a fault cannot be read, the log is given no raw content, and this source ends.
     """
     path, label = source.shown, source.label
     faults = _Faults(path, log)

@@ -8,30 +8,32 @@ import re
 from typing import Any
 
 from amenable.errors import DataError
+from amenable.masking import shown_name, without_secrets
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*(?:://|::)")
-_PASSWORD = re.compile(r"(://)[^/\s'\"]*@")
-_QUERY = re.compile(r"(://[^\s?'\"]*)\?[^\s'\")]*")
 _HTTP = ("http", "https")
+
+_STATE = frozenset(
+    {
+        *("size", "mtime", "lastmodified", "updated", "created", "etag", "contentmd5", "md5hash"),
+        *("digest", "crc32c", "generation", "versionid", "blobid"),
+    }
+)
+"""What filesystems call that which changes with a file, in letters alone."""
 
 _CREDENTIALS = {
     "s3": "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE",
     "gs": "GOOGLE_APPLICATION_CREDENTIALS, or `gcloud auth application-default login`",
     "gcs": "GOOGLE_APPLICATION_CREDENTIALS, or `gcloud auth application-default login`",
     "hf": "HF_TOKEN, or `hf auth login`",
-    "http": "https://USER:PASSWORD@…, ~/.netrc or a signed URL; none of them is shown",
-    "https": "https://USER:PASSWORD@…, ~/.netrc or a signed URL; none of them is shown",
+    "http": "user and password in the URL, ~/.netrc or a signed URL; none of them is shown",
+    "https": "user and password in the URL, ~/.netrc or a signed URL; none of them is shown",
 }
 
 
 def is_url(name: str) -> bool:
     """Whether fsspec opens it, not the local disk."""
     return bool(_URL.match(name)) and not name.startswith("file://")
-
-
-def without_secrets(text: str) -> str:
-    """The text with passwords and queries taken out of its URLs."""
-    return _QUERY.sub(r"\1?…", _PASSWORD.sub(r"\1", text))
 
 
 def expand_url(name: str) -> list[str]:
@@ -59,7 +61,7 @@ def expand_url(name: str) -> list[str]:
         raise DataError(
             "no file matches; correct the pattern, or name the files one by one if the place "
             "cannot list them",
-            path=without_secrets(name),
+            path=shown_name(name),
         )
     return files
 
@@ -82,7 +84,7 @@ def open_url(name: str) -> io.BufferedReader:
 
 
 def state_of_url(name: str) -> str:
-    """Size, time and ETag of a remote file, as far as its server tells.
+    """Size, time and checksums of a remote file, as far as its server tells.
 
     Raises:
         DataError: the file cannot be reached.
@@ -92,12 +94,13 @@ def state_of_url(name: str) -> str:
         known = system.info(path)
     except Exception as error:  # every filesystem has its own errors
         raise _unreachable(name, error) from None
-    told = {
-        key: str(value)
-        for key, value in known.items()
-        if key.lower() in ("size", "etag", "mtime", "last_modified", "lastmodified", "created")
-    }
+    told = {word: str(known[key]) for key in known if (word := _letters(key)) in _STATE}
     return str(sorted(told.items()))
+
+
+def _letters(key: str) -> str:
+    """`Last-Modified`, `LastModified` and `last_modified` as one word."""
+    return re.sub(r"[^a-z0-9]", "", key.lower())
 
 
 class _Remote(io.RawIOBase):
@@ -161,7 +164,7 @@ def _filesystem(name: str) -> tuple[Any, str]:
         raise DataError(
             f"{_protocol(name)}:// needs a package that is not installed ({error}); "
             'pip install "amenable[remote]"',
-            path=without_secrets(name),
+            path=shown_name(name),
         ) from error
     except Exception as error:  # every filesystem has its own errors
         raise _unreachable(name, error) from None
@@ -177,13 +180,13 @@ def need_package(package: str, name: str, extra: str) -> None:
     if importlib.util.find_spec(package) is None:
         raise DataError(
             f'needs the package {package}, which is not installed; pip install "amenable[{extra}]"',
-            path=without_secrets(name),
+            path=shown_name(name),
         )
 
 
 def _unreachable(name: str, error: Exception) -> DataError:
     """What to say when a URL cannot be opened or listed."""
-    protocol, shown = _protocol(name), without_secrets(name)
+    protocol, shown = _protocol(name), shown_name(name)
     chain = _chain(error)
     status = next(filter(None, map(_status, chain)), None)
     why = _one_line(chain[-1])

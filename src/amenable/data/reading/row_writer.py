@@ -18,15 +18,20 @@ import msgspec
 
 from amenable.artifacts import storage_errors
 from amenable.data.reading.json_records import Json
-from amenable.errors import DataError, UsageError
+from amenable.errors import DataError, StorageError, UsageError
 
 ENDINGS = (".jsonl", ".jsonl.gz", ".csv", ".parquet")
 """What the name of a written file may end with."""
+
+_JSON = (".jsonl", ".jsonl.gz")
 
 _BATCH = 1000
 
 Again = Callable[[], Iterator[Json]]
 """Gives all rows from the start, as often as it is called."""
+
+Verify = Callable[[Path, Again], None]
+"""Looks at the whole file before it has its name, beside the rows that were written into it."""
 
 
 def check_ending(out: Path) -> str:
@@ -41,13 +46,23 @@ def check_ending(out: Path) -> str:
     return ending
 
 
-def write_rows(out: Path, rows: Iterable[Json], fill: Mapping[str, Any]) -> tuple[int, list[str]]:
+def write_rows(
+    out: Path,
+    rows: Iterable[Json],
+    fill: Mapping[str, Any],
+    *,
+    force: bool = False,
+    verify: Verify | None = None,
+) -> tuple[int, list[str]]:
     """Writes the rows aside, one in memory at a time, and renames the file when it is whole.
 
     Args:
         out: where; its ending tells the container.
         rows: JSON objects; texts may not hold half surrogate pairs.
         fill: values of keys that either all or none of the rows should have.
+        force: whether a file that stands at `out` in the end is replaced.
+        verify: called for tables, which do not hold all that JSON does; raises DataError if the
+            file is not to appear.
 
     Returns:
         How many rows were written, and which keys of `fill` were added to some of them.
@@ -58,7 +73,9 @@ def write_rows(out: Path, rows: Iterable[Json], fill: Mapping[str, Any]) -> tupl
         StorageError: the file cannot be written; what stood at `out` is intact.
     """
     ending = check_ending(out)
-    spool, aside = (out.with_name(f".{out.name}.{name}") for name in ("spool", "partial"))
+    # the ending tells a reader that it is CSV
+    names = (f".{out.name}.{os.getpid()}.{name}" for name in ("spool", f"partial{ending}"))
+    spool, aside = map(out.with_name, names)
     try:
         with storage_errors(out):
             out.parent.mkdir(parents=True, exist_ok=True)
@@ -70,14 +87,27 @@ def write_rows(out: Path, rows: Iterable[Json], fill: Mapping[str, Any]) -> tupl
                 os.replace(spool, aside)
             else:
                 again = _filled(spool, added, zipped=ending == ".jsonl.gz")
-                _WRITERS[ending](aside, again, [*keys])
+                _write(out, aside, again, [*keys], None if ending in _JSON else verify)
             _flush(aside)
+            if out.exists() and not force:
+                raise StorageError(f"{out} has appeared since the rows were read; name another")
             os.replace(aside, out)
     finally:
         for path in (spool, aside):
             with suppress(OSError):
                 path.unlink()
     return count, sorted(added)
+
+
+def _write(
+    out: Path, aside: Path, again: Again, keys: Sequence[str], verify: Verify | None
+) -> None:
+    try:
+        _WRITERS[check_ending(out)](aside, again, keys)
+        if verify is not None:
+            verify(aside, again)
+    except DataError as error:  # knows no file, or the hidden one
+        raise DataError(error.reason, path=out) from error
 
 
 def _spool(path: Path, rows: Iterable[Json], *, zipped: bool) -> tuple[int, Counter[str]]:
@@ -109,7 +139,7 @@ def _open(path: Path, mode: str, *, zipped: bool) -> IO[bytes]:
 def _encoded(row: Json) -> bytes:
     try:
         return msgspec.json.encode(row) + b"\n"
-    except (UnicodeEncodeError, OverflowError):  # in other keys: escaped, not refused
+    except OverflowError:  # whole numbers of more than 64 bits, which Python's own writer can
         return json.dumps(row).encode() + b"\n"
 
 
@@ -161,10 +191,31 @@ def _write_parquet(path: Path, again: Again, keys: Sequence[str]) -> None:
         with pq.ParquetWriter(path, schema) as writer:
             for batch in batches():
                 writer.write_table(pa.Table.from_pylist(batch, schema=schema))
-    except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError) as error:
-        raise DataError(
-            f"the rows do not fit into one table ({error}); write .jsonl", path=path.name
-        ) from error
+    except (pa.ArrowException, OverflowError, TypeError, ValueError) as error:
+        why = _mixed(again(), keys) or str(error)
+        raise DataError(f"the rows do not fit into one table ({why}); write .jsonl") from error
+
+
+def _mixed(rows: Iterable[Json], keys: Sequence[str]) -> str:
+    """Which column has values of several kinds; empty if none has."""
+    found: dict[str, list[str]] = {key: [] for key in keys}
+    for row in rows:
+        for key, value in row.items():
+            kind = next((name for types, name in _KINDS if isinstance(value, types)), None)
+            if kind and kind not in found[key]:
+                found[key].append(kind)
+                if len(found[key]) > 1:
+                    return f"column {key!r} has {' and '.join(found[key])}"
+    return ""
+
+
+_KINDS: tuple[tuple[type | tuple[type, ...], str], ...] = (
+    (bool, "truth values"),
+    ((int, float), "numbers"),
+    (str, "texts"),
+    (list, "lists"),
+    (dict, "objects"),
+)
 
 
 _WRITERS: dict[str, Callable[[Path, Again, Sequence[str]], None]] = {

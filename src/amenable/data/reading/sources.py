@@ -12,9 +12,10 @@ from __future__ import annotations
 
 import glob
 import gzip
+import hashlib
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,14 +25,15 @@ from amenable.data.reading.remote import (
     need_package,
     open_url,
     state_of_url,
-    without_secrets,
 )
 from amenable.errors import DataError
+from amenable.masking import shown_name, without_secrets
 
 __all__ = [
     "HubName",
     "Source",
     "find_sources",
+    "find_usable",
     "hub_name",
     "is_url",
     "open_source",
@@ -59,12 +61,17 @@ class Source:
     @property
     def shown(self) -> str:
         """The name without password and query, for messages and reports."""
-        return without_secrets(self.name)
+        return shown_name(self.name)
 
     @property
     def local(self) -> Path | None:
         """The file on the local disk; None if it is elsewhere."""
         return None if self.is_hub or is_url(self.name) else _local(self.name)
+
+    @property
+    def is_pipe(self) -> bool:
+        """Whether it is local and can be read once only, as `<(zcat rows.jsonl.gz)`."""
+        return self.local is not None and self.local.exists() and not self.local.is_file()
 
     @property
     def is_hub(self) -> bool:
@@ -97,7 +104,7 @@ def find_sources(names: Sequence[str | Path]) -> list[Source]:
     sources = []
     for name in found:
         if (place := _place(name)) in seen:
-            raise DataError("the file is given twice; name it once", path=without_secrets(name))
+            raise DataError("the file is given twice; name it once", path=shown_name(name))
         seen.add(place)
         label = _free(_stem(name), labels)
         labels.add(label)
@@ -105,16 +112,38 @@ def find_sources(names: Sequence[str | Path]) -> list[Source]:
     return sources
 
 
+def find_usable(
+    names: Sequence[str | Path], fault: Callable[[DataError], None] = lambda error: None
+) -> list[Source]:
+    """As `find_sources`; of a name that leads to no source `fault` is told, and others are used."""
+    try:
+        return find_sources(names)
+    except DataError:
+        usable: list[str | Path] = []
+        for name in names:
+            try:
+                find_sources([*usable, name])
+            except DataError as error:
+                fault(error)
+            else:
+                usable.append(name)
+        return find_sources(usable)
+
+
 def state_of(source: Source) -> str:
     """A short text that changes when a remote file does, as far as its server tells.
 
-    That is its size, time and ETag; of a hub data set only the name.
+    That is its size, time and checksums; of a folder given as `hub:FOLDER` the sizes and times of
+    its files. Of a data set on the hub it is only the name: the hub tells a revision only when
+    asked, and a run that goes on without the network must not look like one with other data.
+    Name a file of one revision (`hf://datasets/OWNER/NAME@REVISION/…`) where that matters.
 
     Raises:
         DataError: the file cannot be reached.
     """
     if source.is_hub:
-        return source.name
+        folder = Path(hub_name(source.name).dataset)
+        return f"{source.name} {_state_of_folder(folder)}" if folder.is_dir() else source.name
     return f"{source.shown} {state_of_url(source.name)}"
 
 
@@ -151,7 +180,7 @@ def hub_name(name: str) -> HubName:
         raise DataError(
             "is no name of a hub data set; expected hub:OWNER/NAME, hub:OWNER/NAME/CONFIG, either "
             "with :SPLIT behind it, or hub:FOLDER with a folder that exists",
-            path=name,
+            path=shown_name(name),
         )
     return HubName("/".join(parts[:2]), parts[2] if len(parts) == 3 else None, split or "train")
 
@@ -171,12 +200,13 @@ def _expand(name: str) -> list[str]:
     if exists and not is_folder:
         return [name]
     if is_folder:
-        raise DataError("is a folder; name the files in it", path=name)
+        raise DataError("is a folder; name the files in it", path=shown_name(name))
     if glob.has_magic(name):
         files = [file for file in sorted(glob.glob(str(path), recursive=True)) if _is_file(file)]
         if not files:
             raise DataError(
-                f"no file matches (looked from {Path.cwd()}); correct the pattern", path=name
+                f"no file matches (looked from {Path.cwd()}); correct the pattern",
+                path=shown_name(name),
             )
         return files
     raise _missing(name)
@@ -187,7 +217,7 @@ def _open_file(source: Source) -> io.BufferedReader:
     try:
         return path.open("rb")
     except IsADirectoryError as error:
-        raise DataError("is a folder; name the files in it", path=source.name) from error
+        raise DataError("is a folder; name the files in it", path=source.shown) from error
     except FileNotFoundError as error:
         raise _missing(source.name) from error
     except (OSError, ValueError) as error:
@@ -207,14 +237,16 @@ class _Gzip(gzip.GzipFile):
 
 
 def _missing(name: str) -> DataError:
-    folder = _local(name).parent.resolve()
-    return DataError(f"there is no such file (looked in {folder}); correct the path", path=name)
+    folder = without_secrets(str(_local(name).parent.resolve()))
+    return DataError(
+        f"there is no such file (looked in {folder}); correct the path", path=shown_name(name)
+    )
 
 
 def _not_opened(name: str, error: Exception) -> DataError:
     why = error.strerror if isinstance(error, OSError) else error
     remedy = "check its permissions" if isinstance(error, PermissionError) else "check the path"
-    return DataError(f"cannot be opened ({why}); {remedy}", path=name)
+    return DataError(f"cannot be opened ({why}); {remedy}", path=shown_name(name))
 
 
 def _local(name: str) -> Path:
@@ -223,6 +255,17 @@ def _local(name: str) -> Path:
 
 def _is_file(name: str) -> bool:
     return Path(name).exists() and not Path(name).is_dir()
+
+
+def _state_of_folder(folder: Path) -> str:
+    total = hashlib.sha256()
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            state = path.stat()
+            total.update(
+                f"{path.relative_to(folder)} {state.st_size} {state.st_mtime_ns}\n".encode()
+            )
+    return total.hexdigest()
 
 
 def _place(name: str) -> str:
@@ -235,7 +278,7 @@ def _place(name: str) -> str:
 def _stem(name: str) -> str:
     if name.startswith(HUB):
         return re.sub(r"[/:]+", "-", Path(name.removeprefix(HUB).rstrip("/")).name)
-    path = re.split("[?#]", name, maxsplit=1)[0] if is_url(name) else name
+    path = re.split("[?#]", shown_name(name), maxsplit=1)[0] if is_url(name) else name
     last = path.rstrip("/").rpartition("/")[2]
     return _ENDING.sub("", last) or last
 

@@ -21,17 +21,19 @@ from amenable.data.reading.json_records import (
     Fault,
     Json,
     Numbered,
+    Unreadable,
     bounded_lines,
     is_unicode,
 )
 from amenable.data.reading.read_log import clipped
-from amenable.data.reading.sources import hub_name, without_secrets
+from amenable.data.reading.sources import hub_name
 from amenable.errors import DataError
+from amenable.masking import without_secrets
 
-BATCH_BYTES = 32 * 2**20
-"""About how much of a Parquet file is decoded at a time."""
-
-MAX_BATCH_ROWS = 1024
+MAX_BATCH_ROWS = 64
+"""Rows of a Parquet file that are decoded at a time, and no more of them at once to Python's types
+than `MAX_RECORD_BYTES` hold. What a row takes is not known before: many rows can share one text,
+which is stored once."""
 
 
 class _TooLong(Exception):
@@ -45,7 +47,11 @@ class _NotJson(Exception):
 def csv_records(blocks: Iterator[bytes], delimiter: str, fault: Fault, coerce: Coerce) -> Numbered:
     """(line of its beginning, object) for each record; the first record names the columns.
 
-    An empty cell is None: CSV cannot tell an empty text from none.
+    An empty cell is None: CSV cannot tell an empty text from none. Blanks round a column's name are
+    removed.
+
+    Raises:
+        Unreadable: the header is faulty, or a quote is, so that where records end is not known.
     """
     limit = csv.field_size_limit()
     csv.field_size_limit(max(limit, 2 * json_records.MAX_RECORD_BYTES))
@@ -57,22 +63,23 @@ def csv_records(blocks: Iterator[bytes], delimiter: str, fault: Fault, coerce: C
         try:
             cells = next(reader, None)
         except (csv.Error, _TooLong) as error:
-            fault(_why_no_csv(error, lines.is_at_end), lines.first, lines.taken())
-            if header is None:
-                return
-            continue
+            if header is not None and "new-line" in str(error):  # of this line alone
+                fault(_STRAY_RETURN, lines.first, lines.taken())
+                continue
+            raise Unreadable(_why_no_csv(error, lines.is_at_end), lines.first) from None
         if cells is None:
             return
         if not cells:
             coerce("blank line skipped")
-        elif lines.is_faulty:
+        elif lines.faulty:
+            message, line = lines.faulty
             if header is None:
-                return
+                raise Unreadable(message, line)
+            fault(message, line, lines.taken())
         elif header is None:
-            header = cells
+            header = _column_names(cells, coerce)
             if twice := [name for name, count in Counter(header).items() if count > 1]:
-                fault(f"two columns are named {twice[0]!r}; rename one", lines.first, lines.taken())
-                return
+                raise Unreadable(f"two columns are named {twice[0]!r}; rename one", lines.first)
         elif len(cells) != len(header):
             fault(
                 f"has too {'few' if len(cells) < len(header) else 'many'} cells ({len(cells)}; the "
@@ -87,6 +94,14 @@ def csv_records(blocks: Iterator[bytes], delimiter: str, fault: Fault, coerce: C
             yield lines.first, {key: cell or None for key, cell in zip(header, cells, strict=True)}
 
 
+def _column_names(cells: list[str], coerce: Coerce) -> list[str]:
+    names = [cell.strip() for cell in cells]
+    for name, cell in zip(names, cells, strict=True):
+        if name != cell:
+            coerce("blank round a column's name removed (CSV)")
+    return names
+
+
 class _CsvLines:
     """Lines of text for the csv module, which asks for as many as a record has."""
 
@@ -96,16 +111,16 @@ class _CsvLines:
             for first, lines, is_cut_off in bounded_lines(blocks, fault)
             for line, raw in enumerate(lines, first)
         )
-        self._fault = fault
         self._record: list[bytes] = []
         self._held = 0
         self.first = 0
-        self.is_faulty = False
+        self.faulty: tuple[str, int] | None = None
+        """What is wrong with the record's bytes, and on which line."""
         self.is_at_end = False
 
     def begin(self) -> None:
         """Forgets the last record."""
-        self._record, self._held, self.first, self.is_faulty = [], 0, 0, False
+        self._record, self._held, self.first, self.faulty = [], 0, 0, None
 
     def taken(self) -> bytes:
         """The record's lines so far."""
@@ -124,13 +139,8 @@ class _CsvLines:
             try:
                 return raw.decode("utf-8") + ("" if is_last else "\n")
             except UnicodeDecodeError as error:
-                self.is_faulty = True
-                self._fault(
-                    f"byte {error.start + 1} is not UTF-8 (0x{raw[error.start]:02x}); save it as "
-                    "UTF-8",
-                    line,
-                    raw,
-                )
+                told = f"byte {error.start + 1} is not UTF-8 (0x{raw[error.start]:02x})"
+                self.faulty = self.faulty or (f"{told}; save it as UTF-8", line)
                 return raw.decode("utf-8", "replace") + ("" if is_last else "\n")
         self.is_at_end = True
         raise StopIteration
@@ -145,15 +155,21 @@ def _why_no_csv(error: Exception, is_at_end: bool) -> str:
             "two quotes for one within a text"
         )
     if "new-line" in str(error):
-        return (
-            "is not valid CSV (a carriage return without a line feed); save the file with line "
-            "feeds at the ends of lines"
-        )
-    return f"is not valid CSV ({error}); put quotes round the text and double those within it"
+        return _STRAY_RETURN
+    return (
+        f"is not valid CSV ({error}); where this record ends is doubtful, and nothing behind it is "
+        "read: put quotes round the text and double those within it"
+    )
+
+
+_STRAY_RETURN = (
+    "is not valid CSV (a carriage return without a line feed); save the file with line feeds at "
+    "the ends of lines"
+)
 
 
 def parquet_records(file: io.BufferedIOBase, fault: Fault, coerce: Coerce) -> Numbered:
-    """(row number, object) for each row; some rows of each column are held at a time.
+    """(row number, object) for each row; at most `MAX_BATCH_ROWS` are held at a time.
 
     Args:
         file: a seekable stream.
@@ -173,14 +189,19 @@ def parquet_records(file: io.BufferedIOBase, fault: Fault, coerce: Coerce) -> Nu
             fault(f"two columns are named {twice[0]!r}; rename one")
             return
         row = 0
-        for batch in table.iter_batches(batch_size=_batch_rows(table.metadata), use_threads=False):
-            columns = [_cells(column) for column in batch.columns]
-            for number in range(batch.num_rows):
-                row += 1
-                cells = [column[number] for column in columns]
-                values = _record(zip(names, cells, strict=True), row, fault, coerce)
-                if values is not None:
-                    yield row, values
+        for whole in table.iter_batches(batch_size=MAX_BATCH_ROWS, use_threads=False):
+            for batch in _small(whole):
+                if batch.nbytes > json_records.MAX_RECORD_BYTES:
+                    row += 1
+                    fault(f"the row {TOO_LONG}several rows joined in it?", row, b"")
+                    continue
+                columns = [_cells(column) for column in batch.columns]
+                for number in range(batch.num_rows):
+                    row += 1
+                    cells = [column[number] for column in columns]
+                    values = _record(zip(names, cells, strict=True), row, fault, coerce)
+                    if values is not None:
+                        yield row, values
     except DataError:
         raise  # of `fault`
     except Exception as error:  # a damaged file makes pyarrow raise almost anything
@@ -188,13 +209,16 @@ def parquet_records(file: io.BufferedIOBase, fault: Fault, coerce: Coerce) -> Nu
         if row is None:
             fault(why)
         else:
-            fault(why, row + 1, b"")
+            fault(why, row + 1)
 
 
-def _batch_rows(metadata: Any) -> int:
-    size = sum(metadata.row_group(n).total_byte_size for n in range(metadata.num_row_groups))
-    average = max(1, size // max(1, metadata.num_rows))
-    return int(max(1, min(MAX_BATCH_ROWS, BATCH_BYTES // average)))
+def _small(batch: Any) -> Iterator[Any]:
+    """The batch itself, or its rows one by one where it takes more than one row may."""
+    if batch.nbytes <= json_records.MAX_RECORD_BYTES:
+        yield batch
+        return
+    for number in range(batch.num_rows):
+        yield batch.slice(number, 1)
 
 
 def _cells(column: Any) -> list[Any]:
@@ -254,7 +278,6 @@ def hub_records(name: str, fault: Fault, coerce: Coerce) -> Numbered:
             fault(
                 f"reading broke off ({_one_line(error)}); check the data set and the network",
                 row + 1,
-                b"",
             )
 
 

@@ -4,6 +4,7 @@
       ids.bin         int32, all ids, one text behind the other
       offsets.bin     int64, where each text begins, and where the last ends
       tokens.json     rows, texts a row, checksum; its time is that of the last use
+    FOLDER/.lock-D    held while an entry whose key begins with D is opened or made
 
 An entry is written aside and renamed, under a lock: of several processes one tokenizes, the others
 wait and map what it made. A damaged entry is made again. `PromptGroup`s are as if every text were
@@ -19,9 +20,9 @@ import shutil
 import time
 import zlib
 from array import array
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from itertools import islice, pairwise
 from pathlib import Path
@@ -29,7 +30,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 import numpy as np
 import numpy.typing as npt
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from amenable.artifacts import atomic_dir, read_json, storage_errors, write_json
 from amenable.data import render
@@ -57,6 +58,9 @@ MAX_UNUSED_S = 90 * _DAY_S
 
 MIN_ROWS = 2000
 """Fewer rows are tokenized in memory, in about a second, and leave no entry."""
+
+QUIET_WAIT_S = 3.0
+"""How long a process waits for another's tokens before it says so."""
 
 _ROWS_AT_ONCE = 256
 _PROBE = Prompt(messages=(Message(Speaker.USER, "Probe: 1 é 你"),), id="probe", group="probe")
@@ -115,6 +119,7 @@ class TokenCache:
     folder: Path
     renderer: Renderer
     say: Say
+    _opened: set[Path] = field(default_factory=set, init=False, repr=False, compare=False)
 
     def demonstrations(self, rows: RowFile[Demonstration]) -> TokenGroups:
         """One group a demonstration, with its output as the completion.
@@ -140,13 +145,15 @@ class TokenCache:
             return _in_memory(made, texts)
         entry = self.folder / self._key(kind, rows)
         try:
-            with _locked(entry):
+            with _locked(entry, self.say):
+                self._opened.add(entry)
                 found = self._open(entry, len(rows), texts)
                 if found is None:
                     self.say(f"tokenizing {len(rows):,} {kind} (once: the ids are kept)")
                     _write(entry, made, len(rows), texts)
-                    evict(self.folder, keep=entry)
                     found = _mapped(entry, len(rows), texts)
+                    with suppress(OSError):
+                        evict(self.folder, keep=self._opened)
                 with suppress(OSError):
                     os.utime(entry / "tokens.json")
         except StorageError as error:
@@ -166,7 +173,6 @@ class TokenCache:
     def _key(self, kind: str, rows: RowFile[Any]) -> str:
         """32 hexadecimal digits of everything that the ids depend on."""
         renderer, tokenizer = self.renderer, self.renderer.tokenizer
-        probe = [*renderer.prompt_ids(_PROBE), -1, *renderer.completion_ids(_PROBE.text)]
         parts = {
             "format": FORMAT,
             "kind": kind,
@@ -183,9 +189,18 @@ class TokenCache:
             ],
             "code": [Path(file).read_text("utf-8") for file in (render.__file__, __file__)],
             "versions": [version("transformers"), version("tokenizers")],
-            "probe": probe,  # whatever else: a template may tell the date
+            # Whatever else: a template may tell the date, and some refuse a prompt of one turn.
+            "probe": [self._prompt_or_refusal(_PROBE), self._prompt_or_refusal(rows[0].prompt)],
+            "probe_completion": renderer.completion_ids(_PROBE.text),
         }
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
+
+    def _prompt_or_refusal(self, prompt: Prompt) -> list[int] | str:
+        """Ids of a prompt, or why there are none; that a row has none is told when it is made."""
+        try:
+            return self.renderer.prompt_ids(prompt)
+        except DataError as error:
+            return str(error)
 
     def _tokenized(
         self, rows: RowFile[T], texts_of: Callable[[T], Texts]
@@ -204,32 +219,38 @@ class TokenCache:
                 yield [renderer.fit_prompt(row.prompt, prompt), *kept]
 
 
-def evict(folder: Path, *, keep: Path) -> None:
+def evict(folder: Path, *, keep: Collection[Path]) -> None:
     """Removes entries unused for long, then those used longest ago, until the rest is small enough.
 
     A process that has mapped an entry keeps what it has mapped.
 
     Args:
         folder: of the cache.
-        keep: the entry that was just made.
+        keep: entries that stay whatever they weigh: those that the caller has opened.
+
+    Raises:
+        OSError: the folder cannot be read.
     """
     entries = []
     for path in folder.iterdir():
         with suppress(OSError):  # another process may remove it meanwhile
             if path.name.startswith("."):
                 _remove_left_over(path)
-            elif path != keep:
+            else:
                 entries.append(((path / "tokens.json").stat().st_mtime, _size(path), path))
-    total = _size(keep) + sum(size for _, size, _ in entries)
+    total = sum(size for _, size, _ in entries)
     for used, size, path in sorted(entries):
-        if total > MAX_BYTES or time.time() - used > MAX_UNUSED_S:
+        if path not in keep and (total > MAX_BYTES or time.time() - used > MAX_UNUSED_S):
             shutil.rmtree(path, ignore_errors=True)
             total -= size
 
 
 def _remove_left_over(path: Path) -> None:
     """Removes what a killed process was writing: nothing has been added to it for a day."""
-    if path.is_dir() and time.time() - max(f.stat().st_mtime for f in path.iterdir()) > _DAY_S:
+    if not path.is_dir():
+        return
+    written = max((f.stat().st_mtime for f in path.iterdir()), default=path.stat().st_mtime)
+    if time.time() - written > _DAY_S:
         shutil.rmtree(path, ignore_errors=True)
 
 
@@ -295,13 +316,21 @@ def _content(tokenizer: Any) -> str:
 
 
 @contextmanager
-def _locked(entry: Path) -> Iterator[None]:
-    """Holds the entry's lock: one process writes, the others wait and find it done."""
-    path = entry.with_name(f".{entry.name}.lock")
+def _locked(entry: Path, say: Say) -> Iterator[None]:
+    """Holds the entry's lock: one process writes, the others wait and find it done.
+
+    Sixteen locks serve all entries, and are never removed: a lock file that is removed while a
+    process waits for it would let two in.
+    """
+    path = entry.with_name(f".lock-{entry.name[0]}")
     with storage_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         lock = FileLock(path)
-        lock.acquire()
+        try:
+            lock.acquire(timeout=QUIET_WAIT_S)
+        except Timeout:
+            say(f"waiting for another process that is tokenizing rows (it holds {path})")
+            lock.acquire()
     try:
         yield
     finally:

@@ -2,7 +2,8 @@
 
 A check is a function from tokenized rows to ids; `CHECKS` says what each finding means and what to
 do about it. A check that stops a run (`error`) is certain: the run would fail, or could not train
-to stop. All others leave the decision to the reader.
+to stop. One that is about all rows is certain only where all were looked at. All others leave the
+decision to the reader.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ class Check:
         warn_at: share of the rows from which on it is a warning, below it a note; above 1: always
             a note.
         error: it stops a run.
+        of_all: it says what no row does; of a draw it is a warning, as a row not drawn may do it.
     """
 
     text: str
@@ -38,6 +40,7 @@ class Check:
     remedy: str
     warn_at: float = 0.0
     error: bool = False
+    of_all: bool = False
 
 
 CHECKS: dict[str, Check] = {
@@ -65,6 +68,7 @@ CHECKS: dict[str, Check] = {
         "A model trained on them never learns to stop; every roll-out runs to its limit.",
         "Raise data.max_completion_tokens, or leave out long answers.",
         error=True,
+        of_all=True,
     ),
     "eos_never_in_pairs": Check(
         "no candidate of the {of} {kind} ends with an end-of-sequence token: all are cut",
@@ -205,6 +209,8 @@ def finding(
     kind: str,
     rows: Sequence[tuple[str, str]],
     of: int,
+    *,
+    drawn: bool = False,
     **values: object,
 ) -> Json:
     """One finding in the shape of the content checks (`findings.Finding.to_json`).
@@ -214,13 +220,16 @@ def finding(
         kind: `prompts`, `demonstrations`, `preferences`, or `tokenizer` for what no row decides.
         rows: id and prompt text of the rows it was found in.
         of: rows that were looked at.
+        drawn: these are not all rows there are.
         **values: what the text and the remedy name.
     """
     check = CHECKS[name]
     count = 1 if kind == "tokenizer" else len(rows)
     share = count / max(1, of)
-    level = "error" if check.error else "warning" if share >= check.warn_at else "note"
-    words = {"count": count, "of": of, "kind": kind, **values}
+    level = "warning" if share >= check.warn_at else "note"
+    if check.error and not (check.of_all and drawn):
+        level = "error"
+    words = {"count": count, "of": of, "kind": f"{kind} looked at" if drawn else kind, **values}
     return {
         "name": name,
         "level": level,

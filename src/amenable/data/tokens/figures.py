@@ -5,14 +5,20 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import numpy as np
+
 from amenable.data.content.findings import EXAMPLES
 from amenable.data.render import Renderer
 from amenable.data.schemas import Choice, Preference
 from amenable.data.tokens.checks import Json, differing_tokens
 from amenable.data.tokens.rows import TokenizedRow
 
-BINS = 20
-"""Bins of a histogram; bin i counts lengths from i·width up to, not with, (i + 1)·width."""
+EDGES = (
+    *(0, 2, 4, 6, 8, 10, 12, 14, 16, 20, 24, 28, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192),
+    *(224, 256, 320, 384, 448, 512, 640, 768, 896, 1024, 1280, 1536, 1792, 2048, 3072, 4096, 8192),
+)
+"""Lower edges of the bins of length histograms, in tokens; the last bin is open. Chosen here: four
+bins a doubling up to 2048, so that the usual limits are edges and a long tail takes few bins."""
 
 _PIECES = 6
 
@@ -27,10 +33,7 @@ def length_figures(rows: Sequence[tuple[str, int, int]], limit: int) -> Json:
     whole = sorted(length for _, length, _ in rows)
     cut = [row for row in rows if row[2] < row[1]]
     lost = sum(length - kept for _, length, kept in cut)
-    width = max(1, math.ceil((whole[-1] + 1) / BINS))
-    counts = [0] * BINS
-    for length in whole:
-        counts[length // width] += 1
+    bins, _ = np.histogram(whole, [*EDGES, np.inf])
 
     def percentile(p: int) -> int:
         return whole[max(0, math.ceil(p / 100 * len(whole)) - 1)]
@@ -40,7 +43,7 @@ def length_figures(rows: Sequence[tuple[str, int, int]], limit: int) -> Json:
         "tokens": sum(whole),
         **{f"p{p}": percentile(p) for p in (10, 50, 90, 99)},
         "max": whole[-1],
-        "histogram": {"width": width, "counts": counts},
+        "histogram": {"edges": list(EDGES), "counts": bins.tolist()},
         "limit": limit,
         "limit_for_1_percent": percentile(99),
         "cut": {

@@ -11,6 +11,7 @@ from amenable.data.content.findings import EXAMPLES, clip, percent
 from amenable.data.render import Renderer
 from amenable.data.schemas import Demonstration, Preference, Prompt
 from amenable.data.tokens.checks import (
+    CHECKS,
     Json,
     changed_messages,
     differing_tokens,
@@ -65,7 +66,8 @@ def token_report(
 
     Returns:
         `tokenizer` (special tokens), `limits`, `kinds` (by kind: `rows` looked at, `of` all, and
-        their figures) and `findings`, errors first. Lengths are in tokens, shares in [0, 1].
+        their figures), `findings`, errors first, and `clean`: names of checks that found nothing,
+        none where no row could be looked at. Lengths are in tokens, shares in [0, 1].
 
     Raises:
         ValueError: `limit` is below 1.
@@ -83,9 +85,10 @@ def token_report(
         for kind, rows in given.items():
             drawn, count = draw(rows, limit)
             if drawn:
-                facts, found = _kind_report(renderer, kind, drawn)
+                facts, found = _kind_report(renderer, kind, drawn, count)
                 kinds[kind] = {"rows": len(drawn), "of": count, **facts}
                 findings += found
+    names = {found["name"] for found in findings}
     return {
         "tokenizer": tokenizer_facts(renderer),
         "limits": {
@@ -94,11 +97,14 @@ def token_report(
         },
         "kinds": kinds,
         "findings": sorted(findings, key=lambda found: _LEVELS.index(found["level"])),
+        "clean": [name for name in CHECKS if kinds and name not in names],
     }
 
 
-def _kind_report(renderer: Renderer, kind: str, drawn: Sequence[AnyRow]) -> tuple[Json, list[Json]]:
-    """Figures and findings of the rows of one kind."""
+def _kind_report(
+    renderer: Renderer, kind: str, drawn: Sequence[AnyRow], of: int
+) -> tuple[Json, list[Json]]:
+    """Figures and findings of the rows of one kind, drawn from `of` rows."""
     rows, refused = tokenize_rows(renderer, drawn)
     facts: Json = {}
     if rows:
@@ -121,7 +127,9 @@ def _kind_report(renderer: Renderer, kind: str, drawn: Sequence[AnyRow]) -> tupl
 
     def tell(name: str, ids: Sequence[str], **values: object) -> None:
         if ids:
-            found.append(finding(name, kind, [(i, texts[i]) for i in ids], len(drawn), **values))
+            rows_of = [(i, texts[i]) for i in ids]
+            seen = len(drawn)
+            found.append(finding(name, kind, rows_of, seen, drawn=seen < of, **values))
 
     _tell_faults(tell, rows, refused)
     _tell_cuts(tell, renderer, rows, facts)

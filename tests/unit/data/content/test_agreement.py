@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -122,9 +124,29 @@ def test_count_values() -> None:
 
 
 def test_a_pair_the_other_way_round_is_the_same_unit() -> None:
-    assert pair_key(1, "a", "b") == (pair_key(1, "b", "a ")[0], False)
-    assert pair_key(1, "b", "a")[1]
-    assert pair_key(1, "a", "b")[0] != pair_key(2, "a", "b")[0]
+    one, other = preference("q").prompt, preference("r").prompt
+    assert pair_key(one, "a", "b") == (pair_key(one, "b", "a ")[0], False)
+    assert pair_key(one, "b", "a")[1]
+    assert pair_key(one, "a", "b")[0] != pair_key(other, "a", "b")[0]
+
+
+def test_another_system_message_is_another_unit() -> None:
+    """ "Be brief" and "be long" ask for opposite choices of the same two answers."""
+    brief, long = (
+        replace(
+            preference(choice=choice),
+            prompt=Prompt(
+                messages=(Message(Speaker.SYSTEM, text), Message(Speaker.USER, "q")),
+                id="x",
+                group="q",
+            ),
+        )
+        for text, choice in (("Be brief.", Choice.FIRST), ("Be long.", Choice.SECOND))
+    )
+    found = judgements(brief, long)
+    assert len(set(found.units)) == 2
+    assert len(set(found.prompts)) == 1
+    assert found.agreement()["judged_twice"] == 0
 
 
 def test_agreement_turns_choices_and_strengths_to_one_order() -> None:

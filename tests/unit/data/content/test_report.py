@@ -7,20 +7,21 @@ from typing import Any
 import numpy as np
 import pytest
 
+from amenable.data.content import columns
 from amenable.data.content.findings import EXPLANATIONS, clip
 from amenable.data.content.label_bias import clustered_share, position_share
 from amenable.data.content.near_duplicates import (
-    HashSample,
     jaccard,
     near_clusters,
-    shingles,
-    word_hashes,
 )
 from amenable.data.content.report import content_report
 from amenable.data.content.row_findings import repeated
+from amenable.data.content.samples import PromptSamples, Sampled
 from amenable.data.content.statistics import Item
 from amenable.data.content.text_faults import faults_of_text, script_of
 from amenable.data.content.two_sample import auc
+from amenable.data.content.words import HashedTexts, Words, word_hashes
+from amenable.data.content.words import shingles as shingles_of
 from amenable.data.schemas import Choice, Demonstration, Message, Preference, Prompt, Speaker
 
 Json = dict[str, Any]
@@ -67,6 +68,10 @@ def clean_pairs(n: int = 200, start: int = 0) -> list[Item]:
         )
         for i in range(n)
     ]
+
+
+def shingles(text: str) -> Words:
+    return shingles_of([word_hashes(text)], 3)[0]
 
 
 def placed(rows: Sequence[Item], path: str) -> Iterator[tuple[str, Item]]:
@@ -153,7 +158,7 @@ def test_repeated_rows_are_found_whichever_way_round() -> None:
 
 def test_repeated_demonstrations_and_prompts() -> None:
     shown = Demonstration(prompt=prompt("Say it"), output_text="Now then")
-    other = Demonstration(prompt=prompt("say  IT"), output_text="Another")
+    other = Demonstration(prompt=prompt("Say it"), output_text="Another")
     found = report(
         {"demonstrations": [shown, other, shown], "prompts": [shown.prompt, other.prompt]}
     )
@@ -164,7 +169,7 @@ def test_repeated_demonstrations_and_prompts() -> None:
 
 def test_opposite_choices_of_nameless_rows_are_contradictions() -> None:
     rows = clean_pairs(40)
-    twice = [pair("Which?", "one", "two"), pair("which?", "two", "one")]
+    twice = [pair("Which?", "one", "two"), pair("Which?", "two", "one ")]
     finding = only(report({"preferences": [*rows, *twice]}), "contradictory_labels")
     assert (finding["level"], finding["count"], finding["of"]) == ("warning", 1, 1)
     assert places(finding) == ["preferences.jsonl:41", "preferences.jsonl:42"]
@@ -298,6 +303,91 @@ def test_a_held_out_prompt_inside_a_training_prompt() -> None:
     assert finding["examples"][0]["text"].startswith("in prompts.jsonl:7:")
 
 
+def test_a_held_out_prompt_late_in_a_long_training_prompt() -> None:
+    rows = [prompt(f"{prose(1, 2500)} {prose(2, 30)} {prose(3, 9)}")]
+    finding = only(
+        report({"prompts.train": rows, "prompts.test": [prompt(prose(2, 30))]}), "contained_prompts"
+    )
+    assert finding["sets"] == ["prompts.test", "prompts.train"]
+
+
+def test_all_words_of_a_long_held_out_prompt_count() -> None:
+    held = [prompt(prose(2, 2500))]
+    cut = [prompt(f"{prose(3, 9)} {prose(2, 2400)} {prose(4, 300)}")]
+    whole = [prompt(f"{prose(3, 9)} {prose(2, 2500)} {prose(4, 300)}")]
+    for rows, count in ((cut, 0), (whole, 1)):
+        found = report({"prompts.train": rows, "prompts.test": held})
+        assert len(of_name(found, "contained_prompts")) == count
+
+
+def test_contained_prompts_are_counted_by_set() -> None:
+    held = prompt(prose(1, 30))
+    longer = prompt(f"{prose(2, 3)} {held.text} {prose(3, 90)}")
+    found = report(
+        {
+            "prompts.test": [held, prompt(prose(4))],
+            "preferences.test": [pair(held.text)],
+            "preferences.validation": [pair(longer.text)],
+            "prompts.train": [longer],
+        }
+    )
+    told = [(f["sets"], f["count"], f["of"]) for f in of_name(found, "contained_prompts")]
+    assert told == [
+        (["prompts.test", "prompts.train"], 1, 2),
+        (["preferences.test", "prompts.train"], 1, 1),
+    ]
+    unread = report({"prompts.test": [held], "preferences.validation": [pair(longer.text)]})
+    assert not of_name(unread, "contained_prompts")
+
+
+def test_validation_prompts_that_are_trained_on() -> None:
+    train = [pair(prose(n)) for n in range(30)]
+    held = [pair(prose(n + 100)) for n in range(20)]
+    found = report({"preferences.train": train, "preferences.validation": [*held, train[3]]})
+    finding = only(found, "overlapping_validation")
+    assert (finding["level"], finding["count"], finding["of"]) == ("warning", 1, 21)
+    assert finding["sets"] == ["preferences.validation", "preferences.train"]
+    assert places(finding) == ["preferences.validation.jsonl:21"]
+
+
+def test_near_copies_of_training_prompts_in_validation() -> None:
+    train = [pair(prose(n)) for n in range(30)]
+    near = [pair(changed(prose(n), 20)) for n in range(3)]
+    held = [pair(prose(n + 100)) for n in range(20)]
+    for own, level in ((near[:1], "note"), (near, "warning")):
+        found = report({"preferences.train": train, "preferences.validation": [*held, *own]})
+        finding = only(found, "near_duplicate_validation")
+        assert (finding["level"], finding["count"]) == (level, len(own))
+        assert finding["sets"] == ["preferences.validation", "preferences.train"]
+
+
+def test_prompts_repeat_those_of_other_kinds_by_design() -> None:
+    """Prompts for training are those of demonstrations and preferences, validation included."""
+    shown = [
+        Demonstration(prompt=prompt(prose(n)), output_text=prose(n + 500, 12)) for n in range(60)
+    ]
+    found = report(
+        {
+            "demonstrations.train": shown[:40],
+            "demonstrations.validation": shown[40:],
+            "prompts.train": [row.prompt for row in shown],
+            "prompts.collect": [row.prompt for row in shown[:20]],
+        }
+    )
+    assert found["findings"] == []
+
+
+def test_prompts_are_hashed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of training sets that repeat another set's are not looked into again."""
+    asked: list[str] = []
+    monkeypatch.setattr(
+        columns, "word_hashes", lambda text: asked.append(text) or word_hashes(text)
+    )
+    pairs = [pair(prose(n // 2)) for n in range(40)]
+    report({"preferences.train": pairs, "prompts.train": [row.prompt for row in pairs]})
+    assert len(asked) == 20
+
+
 def test_a_template_in_all_prompts_does_not_hide_a_contained_one() -> None:
     template = "Summarise the following text in less than fifty words please:"
     held = [prompt(f"{template} {prose(100 + number)}") for number in range(40)]
@@ -323,25 +413,54 @@ def test_the_sample_is_told_and_does_not_depend_on_the_order() -> None:
     assert text == only(other, "near_duplicate_prompts")["text"]
 
 
-def test_hash_sample_keeps_the_smallest_keys() -> None:
+def sampled(key: int) -> Sampled:
+    return Sampled(key, key, "p", "t", np.zeros(0, np.uint32), 0, 0)
+
+
+def test_samples_keep_the_smallest_keys_within_one_budget() -> None:
+    """Three prompts of one set leave 27 of 30 to two others: 13 each."""
     keys = np.random.default_rng(0).permutation(1000).tolist()
-    sample = HashSample(10)
-    for key in keys:
-        if sample.wants(key):
-            sample.add(key, key)
-    assert sample.payloads() == list(range(10))
-    assert len(sample.kept) <= 20
-    assert not sample.wants(10)
+    samples = PromptSamples(30)
+    for name, own in (("few", [5, 3, 4]), ("many", keys), ("more", keys[::-1])):
+        for key in own:
+            if samples.wants(name, key):
+                samples.add(name, sampled(key))
+            assert sum(len(kept.prompts) for kept in samples.sets.values()) <= 1.25 * 30 + 1
+    assert [prompt.key for prompt in samples.of("few")] == [3, 4, 5]
+    for name in ("many", "more"):
+        assert [prompt.key for prompt in samples.of(name)] == list(range(13))
+    assert not samples.wants("many", 13)
+    assert samples.of("none") == []
+
+
+def test_runs_have_equal_hashes_wherever_they_stand() -> None:
+    one, other = word_hashes("a b c d e"), word_hashes("Well: B c, d!")
+    texts = HashedTexts.of([one, other, word_hashes("")])
+    runs = texts.runs(3)
+    assert len(runs) == 7
+    assert runs[1] == runs[6] == texts.run(6, 9) == HashedTexts.of([other]).runs(3)[1]
+    assert len(set(runs.tolist())) == 6
+    assert texts.text_of(np.array([0, 4, 5, 8])).tolist() == [0, 0, 1, 1]
+    assert texts.run(4, 4) == 0
+    assert len(HashedTexts.of([]).runs(3)) == 0
+
+
+@pytest.mark.parametrize(
+    "text", ["It's a_b, C-3!", "tab\there\x1fthere", "", "...", "naïve Straße"]
+)
+def test_words_of_ascii_texts_are_found_in_the_same_way(text: str) -> None:
+    spaced = f"é {text}"  # takes the general way
+    assert word_hashes(spaced)[1:].tolist() == word_hashes(text).tolist()
 
 
 def test_jaccard_by_hand() -> None:
     """Runs of three words: abc bcd cde against abc bcd cdx: 2 shared of 4."""
-    one, other = shingles(word_hashes("a b c d e")), shingles(word_hashes("A, b c d x"))
+    one, other = shingles("a b c d e"), shingles("A, b c d x")
     assert jaccard(one, other) == 0.5
     assert jaccard(one, one) == 1
-    assert len(shingles(word_hashes("two words"))) == 1
-    assert len(shingles(word_hashes("..."))) == 0
-    assert jaccard(shingles(word_hashes("")), shingles(word_hashes("..."))) == 1
+    assert len(shingles("two words")) == 1
+    assert len(shingles("...")) == 0
+    assert jaccard(shingles(""), shingles("...")) == 1
     assert len(word_hashes("日本語のテスト")) == 7  # no spaces: each letter is a word
 
 
@@ -355,7 +474,7 @@ def test_clusters_hold_at_scale_against_all_pairs() -> None:
         for _ in range(int(rng.integers(3))):
             text = changed(text, int(rng.integers(len(text.split()))))
             texts.append(text)
-    shingled = [shingles(word_hashes(text)) for text in texts]
+    shingled = [shingles(text) for text in texts]
     labels = near_clusters(shingled)
     linked = [
         (i, j)
@@ -370,7 +489,7 @@ def test_clusters_hold_at_scale_against_all_pairs() -> None:
 
 
 def test_boilerplate_costs_no_more_than_its_bucket() -> None:
-    shingled = [shingles(word_hashes("the same words for everybody here"))] * 3000
+    shingled = [shingles("the same words for everybody here")] * 3000
     assert len(set(near_clusters(shingled).tolist())) == 1
     assert len(near_clusters([])) == 0
 
@@ -469,6 +588,32 @@ def test_length_bias_of_few_prompts_is_not_told() -> None:
     assert not of_name(report({"preferences": rows}), "length_bias")
 
 
+@pytest.mark.parametrize(
+    ("sizes", "bounds"),
+    [
+        (np.arange(40) % 7 + 1, (0.92, 0.98)),
+        (np.full(100, 5), (0.92, 0.98)),
+        (np.ones(100, np.int64), (0.92, 0.98)),
+        (np.r_[200, np.ones(19, np.int64)], (0.92, 1.0)),
+        (np.r_[40, np.ones(40, np.int64)], (0.92, 1.0)),
+    ],
+    ids=["uneven", "even", "single", "one with most rows", "one with half"],
+)
+def test_clustered_intervals_cover_the_truth(
+    sizes: np.ndarray[Any, Any], bounds: tuple[float, float]
+) -> None:
+    """Each cluster has a probability of its own, one half in the mean."""
+    rng = np.random.default_rng(0)
+    clusters = np.repeat(np.arange(len(sizes), dtype=np.uint64), sizes)
+    covered = 0
+    for _ in range(500):
+        hits = rng.random(len(clusters)) < np.repeat(rng.beta(2, 2, len(sizes)), sizes)
+        found = clustered_share(hits, clusters)
+        assert found is not None
+        covered += found.low <= 0.5 <= found.high
+    assert bounds[0] <= covered / 500 <= bounds[1]
+
+
 def test_clustered_share_by_hand() -> None:
     """Two clusters of two, hits 2 and 0: p = 0.5, residuals ±1, variance 2/1 * 2 / 16 = 1/4.
 
@@ -487,20 +632,6 @@ def test_clustered_share_by_hand() -> None:
     assert (alone.low, alone.high) == (0, 1)
 
 
-def test_clustered_intervals_cover_the_truth() -> None:
-    """Prompts with a rate of their own and three rows each, 1000 seeded simulations."""
-    rng = np.random.default_rng(0)
-    covered = 0
-    for _ in range(1000):
-        rates = rng.beta(3, 2, 60)
-        hits = rng.random((60, 3)) < rates[:, None]
-        clusters = np.repeat(np.arange(60, dtype=np.uint64), 3)
-        found = clustered_share(hits.ravel(), clusters)
-        assert found is not None
-        covered += found.low <= 0.6 <= found.high
-    assert 930 <= covered <= 975
-
-
 def test_position_bias() -> None:
     rows = [pair(prose(n), choice=Choice(int(n % 10 < 3))) for n in range(300)]
     found = report({"preferences": rows})
@@ -511,10 +642,32 @@ def test_position_bias() -> None:
 
 def test_position_test_is_exact() -> None:
     """Nine of ten: 2 * (1 + 10) / 1024."""
-    found = position_share(np.array([0] * 9 + [1, 2]))
-    assert (found["share"], found["rows"]) == (0.9, 10)
+    units = np.arange(11, dtype=np.uint64)
+    found = position_share(np.array([0] * 9 + [1, 2]), units)
+    assert (found["share"], found["rows"], found["pairs"]) == (0.9, 10, 10)
     assert found["p"] == pytest.approx(22 / 1024)
-    assert position_share(np.array([2, 2])) == {"rows": 0}
+    assert position_share(np.array([2, 2]), units[:2]) == {"rows": 0}
+
+
+def test_judgements_of_one_pair_count_once_for_position() -> None:
+    """Three agreeing judgements of nine pairs, one of a tenth, and a pair of both sides."""
+    choices = np.array([0] * 27 + [1] + [0, 1])
+    units = np.array([*np.repeat(np.arange(9), 3), 9, 10, 10], np.uint64)
+    found = position_share(choices, units)
+    assert found["pairs"] == 10
+    assert found["p"] == pytest.approx(22 / 1024)
+    assert (found["share"], found["rows"]) == (28 / 30, 30)
+
+
+def test_agreeing_annotators_of_shuffled_pairs_are_no_position_bias() -> None:
+    """100 prompts, 10 annotators: where rows counted one by one, every fourth run was a warning."""
+    rng = np.random.default_rng(0)
+    units = np.repeat(np.arange(100, dtype=np.uint64), 10)
+    told = [
+        position_share(np.repeat(rng.integers(0, 2, 100), 10), units)["p"] < 0.001
+        for _ in range(300)
+    ]
+    assert sum(told) <= 2
 
 
 def test_a_small_bias_or_few_rows_are_not_told() -> None:
@@ -668,17 +821,37 @@ def test_rejected_or_short_answers_in_the_prompt_are_fine() -> None:
     assert not of_name(report({"preferences": rows}), "answer_in_prompt")
 
 
+def labelled(chosen: str, rejected: str, n: int = 40) -> list[Item]:
+    rows = [pair(prose(n), f"{chosen} it is", f"{rejected} so", Choice.FIRST) for n in range(n)]
+    return [row if n % 2 else row.swap() for n, row in enumerate(rows)]
+
+
 @pytest.mark.parametrize(
-    "text", ["chosen: yes", "**Rejected**: no", "Response 1: it is", " (candidate_0): so"]
+    ("chosen", "rejected"),
+    [("chosen:", "rejected:"), ("**Better**:", "**Worse**:"), (" (candidate_0):", "candidate 1:")],
 )
-def test_labels_in_answers(text: str) -> None:
-    assert planted("label_in_answer", pair(prose(50), "It is so", text))["level"] == "warning"
+def test_labels_in_answers_that_tell_the_choice(chosen: str, rejected: str) -> None:
+    finding = only(
+        report({"rows": [*clean_pairs(100), *labelled(chosen, rejected)]}), "label_in_answer"
+    )
+    assert (finding["level"], finding["count"], finding["of"]) == ("warning", 40, 140)
+    assert "for 80 of 80 such answers" in finding["text"]
+    assert places(finding)[0] == "rows.jsonl:101"
 
 
-@pytest.mark.parametrize("text", ["Better late than never: yes", "The answer: 5", "Good: fine"])
-def test_words_that_are_no_labels(text: str) -> None:
-    rows = [*clean_pairs(20), pair(prose(50), "It is so", text)]
-    assert not of_name(report({"preferences": rows}), "label_in_answer")
+def test_labels_that_tell_nothing() -> None:
+    """One row, one label, labels of both sides alike, and texts that only look like labels."""
+    sides = [
+        pair(prose(n), "Response 1: a", "Response 2: b", Choice(n // 2 % 2)) for n in range(40)
+    ]
+    for rows in (
+        [*clean_pairs(500), *labelled("chosen:", "rejected:", 1)],
+        labelled("Winner:", "The"),
+        sides,
+        labelled("Better late than never:", "Good:"),
+        [Demonstration(prompt=prompt(prose(n)), output_text="Answer 1: so") for n in range(40)],
+    ):
+        assert not of_name(report({"rows": rows}), "label_in_answer")
 
 
 @pytest.mark.parametrize(
@@ -707,9 +880,21 @@ def test_candidates_one_of_which_was_cut_off() -> None:
     assert finding["examples"][0]["text"] == "It is so because"
 
 
-@pytest.mark.parametrize("text", ["", " \n", "...", "N/A", "none.", "[deleted]", "😀"])
+@pytest.mark.parametrize("text", ["", " \n", "...", "- ``"])
 def test_empty_answers(text: str) -> None:
-    planted("empty_answers", pair(prose(50), "It is so", text))
+    assert planted("empty_answers", pair(prose(50), "It is so", text))["level"] == "warning"
+
+
+@pytest.mark.parametrize("text", ["N/A", "none.", "[deleted]", "null"])
+def test_answers_that_often_stand_for_none_are_a_note(text: str) -> None:
+    assert planted("placeholder_answers", pair(prose(50), "It is so", text))["level"] == "note"
+    assert not of_name(report({"rows": [pair("q", "It is so", text)]}), "empty_answers")
+
+
+@pytest.mark.parametrize("text", ["😀", "- 😌😊", "✓", "5"])
+def test_pictographs_are_answers(text: str) -> None:
+    found = report({"rows": [*clean_pairs(20), pair(prose(50), "It is so", text)]})
+    assert not of_name(found, "empty_answers")
 
 
 def test_examples_are_few_and_short() -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import csv
+import json
 from pathlib import Path
 from typing import Any
 
@@ -530,3 +532,198 @@ def test_faulty_rows_are_dropped_and_counted_where_the_log_says_so(tmp_path: Pat
     assert len(read("preferences", write(tmp_path, [good, ending, good]), log=log)) == 2
     assert sum(log.dropped.values()) == 1
     assert PAIR["chosen"] == "Hello!"
+
+
+# Neighbours of the known shapes -----------------------------------------------------------------
+
+
+def turns_of(row: Any) -> list[tuple[str, str]]:
+    prompt = getattr(row, "prompt", row)
+    return [(turn.speaker.value, turn.content) for turn in prompt.messages]
+
+
+@pytest.mark.parametrize("key", ["question", "input", "query"])
+def test_a_question_is_the_prompt_of_a_pair(key: str, tmp_path: Path) -> None:
+    pair = {"chosen": "The answer is 4.", "rejected": "The answer is 5."}
+    log = ReadLog()
+    path = write(tmp_path, [{"system": "Be kind.", key: "2 + 2?", **pair}, {key: "1?", **pair}])
+    first, second = read("preferences", path, log=log)
+    assert turns_of(first) == [("system", "Be kind."), ("user", "2 + 2?")]
+    assert turns_of(second) == [("user", "1?")]
+    assert (first.chosen, first.rejected, first.prompt.meta) == (*pair.values(), {})
+    assert log.coerced == {f"{key} read as the prompt": 2}
+    assert [turns_of(prompt) for prompt in read("prompts", path)] == [
+        turns_of(first),
+        turns_of(second),
+    ]
+
+
+@pytest.mark.parametrize("key", ["context", "document", "system", "history"])
+def test_no_prompt_is_made_up_where_another_text_stands(key: str, tmp_path: Path) -> None:
+    record = {key: "Who?", "chosen": "The answer is 4.", "rejected": "The answer is 5."}
+    path = write(tmp_path, [record])
+    with pytest.raises(DataError, match=r"is in no known format .*name its columns"):
+        read("preferences", path)
+    assert read("preferences", path, format="trl")[0].prompt.text == "The answer is"
+
+
+def test_dialogues_with_carriage_returns(tmp_path: Path) -> None:
+    record = {key: text.replace("\n", "\r\n") for key, text in SAMPLES["hh"][0].items()}
+    log = ReadLog()
+    path = write(tmp_path, [record])
+    assert read("preferences", path, log=log) == read("preferences", write(tmp_path, SAMPLES["hh"]))
+    assert log.formats == {str(path): "hh"}
+    assert sum(log.coerced.values()) == 2
+
+
+@pytest.mark.parametrize(
+    ("asked", "before", "expected"),
+    [
+        (["system", "user"], ["user"], ["system", "user"]),
+        (["user"], ["system", "user"], ["system", "user"]),
+        (["user", "assistant", "user"], ["user"], ["user", "assistant", "user"]),
+        (["system", "user"], [], ["system", "user"]),
+        (["user"], ["user"], ["user"]),
+    ],
+)
+def test_the_longer_of_prompt_and_beginning_is_the_prompt(
+    asked: list[str], before: list[str], expected: list[str], tmp_path: Path
+) -> None:
+    record = {
+        "prompt": [said(speaker, "x") for speaker in asked],
+        **{
+            key: [*(said(speaker, "x") for speaker in before), *CHAT_PAIR[key]]
+            for key in ("chosen", "rejected")
+        },
+    }
+    (row,) = read("preferences", write(tmp_path, [record]))
+    assert [speaker for speaker, _ in turns_of(row)] == expected
+
+
+def test_prompt_and_beginning_that_differ_are_a_fault(tmp_path: Path) -> None:
+    sides = {
+        key: [said("system", "B"), said("user", HI), *CHAT_PAIR[key]]
+        for key in ("chosen", "rejected")
+    }
+    path = write(tmp_path, [{"prompt": [said("system", "A"), said("user", HI)], **sides}])
+    with pytest.raises(DataError, match="'prompt': differs from the messages that chosen begins"):
+        read("preferences", path)
+
+
+@pytest.mark.parametrize("name", ["trl", "trl-chat", "kto", "sharegpt"])
+def test_system_is_the_system_message(name: str, tmp_path: Path) -> None:
+    records = SAMPLES["kto"] if name == "kto" else SAMPLES[name][:1]
+    path = write(tmp_path, [{"system": "Be kind.", **record} for record in records])
+    (row,) = read("preferences", path)
+    assert turns_of(row) == [("system", "Be kind."), ("user", HI)]
+    assert row.prompt.meta == {}
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "turns", "kind"),
+    [
+        ("sharegpt", "conversations", [said("system", "A", "from", "value"), HUMAN], "prompts"),
+        ("trl-chat", "prompt", [said("system", "A"), said("user", HI)], "preferences"),
+        ("native", "messages", [said("system", "A"), said("user", HI)], "prompts"),
+    ],
+)
+def test_two_system_messages_are_a_fault(
+    name: str, key: str, turns: Any, kind: str, tmp_path: Path
+) -> None:
+    system = "context" if name == "native" else "system"
+    sides = CHAT_PAIR if kind == "preferences" else {}
+    path = write(tmp_path, [{key: turns, system: "B", **sides}])
+    with pytest.raises(DataError, match=f"'{system}': messages begin with a system message alre"):
+        read(kind, path, format=name)
+
+
+def test_an_answer_of_weight_0_is_no_demonstration(tmp_path: Path) -> None:
+    turns = [said("user", HI), {**said("assistant", "Hello!"), "weight": 0}]
+    kept = [*turns, said("user", BYE), {**said("assistant", "Goodbye!"), "weight": 1}]
+    spoken = [HUMAN, {**said("gpt", "Hello!", "from", "value"), "weight": 0}]
+    log = ReadLog()
+    path = write(tmp_path, [{"messages": turns}, {"messages": kept}])
+    (row,) = read("demonstrations", path, log=log)
+    assert row.output_text == "Goodbye!"
+    assert log.dropped == {"an answer of weight 0, which is not to be learnt": 1}
+    other = ReadLog()
+    assert not read("demonstrations", write(tmp_path, [{"conversations": spoken}]), log=other)
+    assert other.dropped == log.dropped
+
+
+def test_other_keys_of_messages_are_counted_and_calls_are_faults(tmp_path: Path) -> None:
+    answer = said("assistant", "Hello!")
+    log = ReadLog()
+    named = {**said("user", HI), "name": "Ann", "tool_calls": None}
+    read("demonstrations", write(tmp_path, [{"messages": [named, answer]}]), log=log)
+    assert log.coerced == {"other keys of a message left out, such as a name": 1}
+    calling = {**answer, "tool_calls": [{"id": "1"}]}
+    path = write(tmp_path, [{"messages": [said("user", HI), calling]}])
+    with pytest.raises(DataError, match=r"'messages\[1\].tool_calls': calls of tools are not read"):
+        read("demonstrations", path)
+
+
+def test_a_verdict_is_not_passed_over_by_a_named_format(tmp_path: Path) -> None:
+    path = write(tmp_path, SAMPLES["kto"])
+    with pytest.raises(DataError, match=r"'label': is a verdict on the completion; .*'kto'"):
+        read("demonstrations", path, format="trl")
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "margin"),
+    [
+        ("ultrafeedback-binarized", {"score_chosen": -1.0, "score_rejected": -3.5}, 2.5),
+        ("ultrafeedback-binarized", {"score_chosen": "7.5", "score_rejected": " 2"}, 5.5),
+        ("helpsteer", {"helpfulness": "4"}, 4.0),
+    ],
+)
+def test_scores_of_any_sign_and_as_texts(
+    name: str, change: dict[str, Any], margin: float, tmp_path: Path
+) -> None:
+    first, *others = SAMPLES[name]
+    log = ReadLog()
+    (row,) = read("preferences", write(tmp_path, [{**first, **change}, *others]), log=log)
+    assert row.margin == margin
+    assert sum(log.coerced.values()) == sum(isinstance(one, str) for one in change.values())
+
+
+@pytest.mark.parametrize("text", ["7,5", "nan", "inf", "1_0", "0x1", "seven"])
+def test_texts_that_are_no_scores(text: str, tmp_path: Path) -> None:
+    record = {**SAMPLES["ultrafeedback-binarized"][0], "score_chosen": text}
+    with pytest.raises(DataError, match=r"'score_chosen': found .* expected a number"):
+        read("preferences", write(tmp_path, [record]))
+
+
+def test_whole_numbers_with_a_point_are_labels_and_strengths(tmp_path: Path) -> None:
+    log = ReadLog()
+    kto = [{**record, "label": float(record["label"])} for record in SAMPLES["kto"]]
+    (row,) = read("preferences", write(tmp_path, kto), log=log)
+    assert (row.chosen, sum(log.coerced.values())) == ("Hello!", 2)
+    pair = {**SAMPLES["helpsteer-preference"][0], "preference_strength": -2.0}
+    assert read("preferences", write(tmp_path, [pair]))[0].strength == 2
+    half = {**pair, "preference_strength": -1.5}
+    with pytest.raises(DataError, match=r"found -1\.5"):
+        read("preferences", write(tmp_path, [half]))
+
+
+@pytest.mark.parametrize("write_cell", [json.dumps, repr])
+def test_conversations_in_cells_of_csv_are_read(write_cell: Any, tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    record = SAMPLES["trl-chat"][0]
+    with path.open("w", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(record)
+        table.writerow(map(write_cell, record.values()))
+    log = ReadLog()
+    (row,) = read("preferences", path, log=log)
+    assert (row.chosen, row.rejected, row.prompt.text) == ("Hello!", "Go away.", HI)
+    assert log.formats == {str(path): "trl-chat"}
+    assert log.coerced == {"text of a list of messages read as the list (CSV)": 3}
+
+
+def test_cells_that_are_no_conversations_stay_or_are_faults(tmp_path: Path) -> None:
+    lines = ["prompt,completion", f"{HI},[1] Hello!", f'{HI},"[{{""role"": 1 ""content"": 2}}]"']
+    path = write(tmp_path, lines, "rows.csv")
+    with pytest.raises(DataError, match=r"rows.csv:3: field 'completion': begins as a list of mes"):
+        read("demonstrations", path)
+    assert len(read("demonstrations", path, log=DroppingLog())) == 1

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import subprocess
 import sys
 import tracemalloc
@@ -386,8 +387,7 @@ def test_ids_take_eight_bytes_a_row() -> None:
         assert tracemalloc.get_traced_memory()[0] < 1_000_000  # arrays grow by an eighth at a time
     finally:
         tracemalloc.stop()
-    assert ids.nbytes == 8 * 100_000 + 16
-    assert ids.repeated() == []
+    assert [len(rows) for rows in ids.repeated()] == [0, 0]
 
 
 def test_rows_find_their_places_again() -> None:
@@ -399,7 +399,50 @@ def test_rows_find_their_places_again() -> None:
             if number == file:
                 ids.add(f"{len(ids) % 3}", line)
     assert [ids.place(row) for row in range(len(ids))] == places
-    assert ids.repeated() == list(range(8))
+    later, first = ids.repeated()
+    assert later.tolist() == [3, 4, 5, 6, 7]
+    assert first.tolist() == [0, 1, 2, 0, 1]
+    assert ids.by_file(later) == {0: 2, 2: 3}
+
+
+def test_ids_beyond_those_shown_are_counted_and_not_looked_up(
+    write: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [{**PAIR, "id": f"r{n // 2}"} for n in range(2000)]
+    paths = [write(*rows[:1001], name="a.jsonl"), write(*rows[1001:], name="b.jsonl")]
+    whole = check_files(paths, max_errors=0)
+    looked_up = 0
+    again = check._Check._again
+
+    def counted(self: Any, ids: RowIds, wanted: list[int]) -> Any:
+        nonlocal looked_up
+        looked_up += len(wanted)
+        return again(self, ids, wanted)
+
+    monkeypatch.setattr(check._Check, "_again", counted)
+    some = check_files(paths, max_errors=7)
+    assert looked_up == 14
+    assert some.faults == whole.faults[:7]
+    assert (some.fault_count, some.rows) == (whole.fault_count, whole.rows) == (1000, 1000)
+    assert some.reasons == whole.reasons
+    assert some.files == whole.files
+
+
+@pytest.mark.skipif(not Path("/dev/fd").exists(), reason="needs /dev/fd")
+def test_ids_of_a_pipe_cannot_be_looked_up_which_is_told(tmp_path: Path) -> None:
+    read, write_end = os.pipe()
+    rows = [{**PAIR, "id": name} for name in ("a", "b", "a", "a")]
+    os.write(write_end, b"".join(encoded(row) + b"\n" for row in rows))
+    os.close(write_end)
+    try:
+        report = check_files([f"/dev/fd/{read}"], fix=tmp_path / "fixed.jsonl")
+    finally:
+        os.close(read)
+    (fault,) = report.faults
+    assert fault.field == "id"
+    assert "cannot be told where a pipe is read" in fault.reason
+    assert (report.fault_count, report.rows, report.files[0].faults) == (2, 2, 2)
+    assert [row["id"] for row in lines_of(tmp_path / "fixed.jsonl")] == ["a", "b"]
 
 
 def test_a_file_that_changes_between_the_readings_is_told(
@@ -408,7 +451,7 @@ def test_a_file_that_changes_between_the_readings_is_told(
     path = write({**PAIR, "id": "a"}, {**PAIR, "id": "a"})
     before = RowIds.repeated
 
-    def changed(ids: RowIds) -> list[int]:
+    def changed(ids: RowIds) -> Any:
         path.write_bytes(encoded({**PAIR, "id": "b"}) + b"\n")
         return before(ids)
 
@@ -495,8 +538,8 @@ def test_nothing_is_written_over(write: Write, tmp_path: Path) -> None:
 def test_a_file_that_appears_meanwhile_is_not_written_over(
     write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    out = tmp_path / "fixed.jsonl"
-    monkeypatch.setattr(RowIds, "repeated", lambda ids: out.write_text("mine") and [])
+    out, before = tmp_path / "fixed.jsonl", RowIds.repeated
+    monkeypatch.setattr(RowIds, "repeated", lambda ids: out.write_text("mine") and before(ids))
     with pytest.raises(StorageError, match="has appeared since"):
         check_files([write(PAIR)], fix=out)
     assert out.read_text() == "mine"
@@ -540,15 +583,17 @@ def test_a_full_disk_is_told_and_leaves_nothing(
     assert [entry.name for entry in tmp_path.iterdir()] == ["rows.jsonl"]
 
 
-def test_a_row_that_is_no_native_row_is_a_reject(write: Write, tmp_path: Path) -> None:
-    rows = [{**TRL, "choice": 5}, {**TRL, "n": 10**25}]
-    report = check_files([write(*rows)], fix=tmp_path / "fixed.jsonl")
-    (fault,) = report.faults
-    assert "meta may not hold 'choice'" in fault.reason
-    assert fault.line == 1
-    (entry,) = lines_of(tmp_path / "fixed.jsonl")
-    assert entry["n"] == pytest.approx(10**25)
-    assert report.rows == 1
+def test_other_keys_that_native_rows_need_for_themselves_are_kept(
+    write: Write, tmp_path: Path
+) -> None:
+    path = write({**TRL, "choice": 5, "other_choice": 6}, {**TRL, "n": 10**25})
+    assert check_files([path]).ok
+    report = check_files([path], fix=tmp_path / "fixed.jsonl")
+    assert report.ok
+    assert sum(report.files[0].coerced.values()) == 1
+    first, second = lines_of(tmp_path / "fixed.jsonl")
+    assert (first["choice"], first["other_choice"], first["other_other_choice"]) == (0, 6, 5)
+    assert second["n"] == pytest.approx(10**25)
 
 
 # The report ---------------------------------------------------------------------------------------

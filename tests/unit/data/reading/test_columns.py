@@ -11,7 +11,7 @@ import pytest
 from amenable.config.data import DemonstrationColumns, PreferenceColumns, PromptColumns
 from amenable.data.reading.columns import is_mapped, native_row, rows
 from amenable.data.reading.records import DroppingLog, ReadLog, Row
-from amenable.errors import DataError, RecipeError
+from amenable.errors import DataError
 
 PAIR = {"question": "Q", "a": "A", "b": "B", "winner": "left"}
 COLUMNS = PreferenceColumns(
@@ -45,6 +45,9 @@ def test_verdicts_in_words(verdict: str, choice: int | str) -> None:
         (1, ("1", "2"), 0),
         (2, ("1", "2"), 1),
         (True, ("true", "false"), 0),
+        (1.0, ("1", "2"), 0),
+        ("2.0", ("1", "2"), 1),
+        (1.0, ("1", "1.0"), 1),
         (None, ("0", "null"), 1),
     ],
 )
@@ -58,20 +61,38 @@ def test_unknown_verdict_is_a_fault_that_names_the_column() -> None:
         native_row(row({**PAIR, "winner": "up"}), COLUMNS)
 
 
-@pytest.mark.parametrize("values", [("a",), ("a", "b", "c", "d")])
-def test_choice_values_are_two_or_three(values: tuple[str, ...]) -> None:
-    columns = PreferenceColumns(choice="winner", choice_values=values)
-    with pytest.raises(RecipeError, match=f"choice_values: found {len(values)}"):
-        native_row(row(PAIR), columns)
-
-
 def test_dots_lead_into_lists_and_objects() -> None:
     values = {"turns": ["one", {"text": "two"}]}
     assert (
         native_row(row(values), PromptColumns(input_text="turns.0")).values["input_text"] == "one"
     )
     columns = PromptColumns(input_text="turns.1.text")
-    assert native_row(row(values), columns).values == {"input_text": "two"}
+    assert native_row(row(values), columns).values == {
+        "input_text": "two",
+        "turns": ["one", None],
+    }
+
+
+def test_only_what_is_named_is_taken_out_of_lists_and_objects() -> None:
+    values = {"data": {"q": "Q", "doc_id": 7, "a": {"text": "A"}}, "turns": [{"x": 1}, "B"]}
+    columns = PreferenceColumns(
+        input_text="data.q", group="data.q", candidate_0="data.a.text", candidate_1="turns.1"
+    )
+    assert native_row(row(values), columns).values == {
+        "data": {"doc_id": 7},
+        "turns": [{"x": 1}, None],
+        "input_text": "Q",
+        "group": "Q",
+        "candidate_0": "A",
+        "candidate_1": "B",
+    }
+    assert values["data"] == {"q": "Q", "doc_id": 7, "a": {"text": "A"}}
+    twice = PromptColumns(input_text="turns.0.x", group="turns.0.x")
+    assert native_row(row({"turns": [{"x": "Q"}, 1]}), twice).values == {
+        "input_text": "Q",
+        "group": "Q",
+        "turns": [None, 1],
+    }
 
 
 def test_name_with_a_dot_in_it_is_taken_as_it_stands() -> None:
@@ -95,8 +116,10 @@ def test_list_is_a_conversation_and_a_named_text_stands_in_for_one() -> None:
     turns = [{"role": "user", "content": "Q"}]
     mapped = native_row(row({"chat": turns}), PromptColumns(input_text="chat"))
     assert mapped.values == {"messages": turns}
-    both = native_row(row({"q": "Q", "messages": turns}), PromptColumns(input_text="q"))
+    log = ReadLog()
+    both = native_row(row({"q": "Q", "messages": turns}, log), PromptColumns(input_text="q"))
     assert both.values == {"input_text": "Q"}
+    assert sum(log.coerced.values()) == 1
 
 
 def test_faulty_records_go_to_the_log_and_the_others_on() -> None:

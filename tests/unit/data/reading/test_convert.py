@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import gzip
 import json
+import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +19,13 @@ from amenable.config.data import (
     PromptSource,
     SourceConfig,
 )
+from amenable.data.reading import row_writer
 from amenable.data.reading.convert import convert
 from amenable.data.reading.convert import lines as told
 from amenable.data.reading.readers import read_demonstrations, read_preferences, read_prompts
 from amenable.data.reading.records import DroppingLog
 from amenable.data.reading.row_writer import write_rows
-from amenable.errors import DataError, UsageError
+from amenable.errors import DataError, StorageError, UsageError
 
 SYSTEM = {"role": "system", "content": "Be kind."}
 USER = {"role": "user", "content": "Hello?"}
@@ -149,9 +152,8 @@ def test_edited_query_is_not_written_as_a_comparison(tmp_path: Path) -> None:
         "the prompt is no longer the query of its title and subreddit": 1
     }
     for strange in ({"info": 3}, {"summaries": [1, 2]}, {"extra": []}, {"worker": "x"}):
-        report = convert(
-            [rows(tmp_path, {**PLAIN, **strange}, PLAIN)], "openai-summarize", tmp_path / "o.jsonl"
-        )
+        path, out = rows(tmp_path, {**PLAIN, **strange}, PLAIN), tmp_path / "o.jsonl"
+        report = convert([path], "openai-summarize", out, force=True)
         assert sum(report["not_written"].values()) == 1, strange
 
 
@@ -207,10 +209,10 @@ def test_fault_leaves_what_was_there(tmp_path: Path) -> None:
     out.write_text("kept\n")
     path = rows(tmp_path, PLAIN, {**PLAIN, "choice": 7})
     with pytest.raises(DataError, match=r"rows.jsonl:2: field 'choice'"):
-        convert([path], "trl", out)
+        convert([path], "trl", out, force=True)
     assert out.read_text() == "kept\n"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out.jsonl", "rows.jsonl"]
-    report = convert([path], "trl", out, log=DroppingLog())
+    report = convert([path], "trl", out, log=DroppingLog(), force=True)
     assert (report["written"], sum(report["dropped"].values())) == (1, 1)
 
 
@@ -243,8 +245,6 @@ def test_report_counts_what_the_format_does_not_hold(tmp_path: Path) -> None:
     trl = convert([path], "trl", tmp_path / "trl.jsonl")["not_held"]
     assert trl["order of the candidates"] == 1
     assert "margin" not in trl
-    kto = convert([path], "kto", tmp_path / "kto.jsonl")["not_held"]
-    assert kto["which two answers were compared"] == 2
     assert convert([path], "native", tmp_path / "native.jsonl")["not_held"] == {}
 
 
@@ -284,8 +284,8 @@ def test_report_in_words(tmp_path: Path) -> None:
         ),
         "    filled  margin = 0.0 where a row had none: it must be in all rows",
     ]
-    kto = told(convert([rows(tmp_path, PLAIN)], "kto", out))
-    assert kto[0] == f"{out}: 1 of 1 preferences written as kto (2 lines)"
+    kto = told(convert([rows(tmp_path, PLAIN)], "kto", tmp_path / "kto.jsonl"))
+    assert kto[0] == f"{tmp_path / 'kto.jsonl'}: 1 of 1 preferences written as kto (2 lines)"
 
 
 # Kinds ----------------------------------------------------------------------------------------
@@ -332,10 +332,10 @@ def test_kind_of_what_a_reader_makes(tmp_path: Path) -> None:
     source = SourceConfig(files=(str(path),), reader=f"{reader}:f")
     assert convert(source, "gcpc", tmp_path / "out.jsonl")["kind"] == "prompts"
     with pytest.raises(DataError, match=r"empty.jsonl: no file has a row"):
-        convert([empty], "gcpc", tmp_path / "out.jsonl")
+        convert([empty], "gcpc", tmp_path / "none.jsonl")
     skipping = SourceConfig(files=(str(empty), str(path)), reader=f"{reader}:f")
     log = DroppingLog()
-    assert convert(skipping, "gcpc", tmp_path / "out.jsonl", log=log)["written"] == 1
+    assert convert(skipping, "gcpc", tmp_path / "more.jsonl", log=log)["written"] == 1
 
 
 def test_kind_may_be_named_and_columns_of_a_section_are_used(tmp_path: Path) -> None:
@@ -408,9 +408,112 @@ def test_same_rows_give_the_same_bytes(tmp_path: Path) -> None:
 
 def test_other_keys_of_any_sort_are_written(tmp_path: Path) -> None:
     out = tmp_path / "out.jsonl"
-    written = [{"half": "\ud83d", "large": 10**30, "none": None}]
+    written = [{"large": 10**30, "none": None}]
     assert write_rows(out, iter(written), {}) == (1, [])
     assert lines(out) == written
+
+
+def test_comparisons_that_nobody_made_are_counted(tmp_path: Path) -> None:
+    pair = {"input_text": "Q", "choice": 0}
+    path = rows(
+        tmp_path,
+        {**pair, "candidate_0": "A", "candidate_1": "B"},
+        {**pair, "candidate_0": "C", "candidate_1": "D"},
+        {**pair, "candidate_0": "C", "candidate_1": "D"},
+        {**pair, "input_text": "R", "candidate_0": "C", "candidate_1": "D"},
+    )
+    report = convert([path], "kto", tmp_path / "out.jsonl")
+    assert report["invented"] == 2  # A over D, C over B
+    assert report["not_held"] == {"which two answers were compared": 3}
+    assert "    added   2 comparisons that nobody made: kto says" in "\n".join(told(report))
+    pairs = {(row.chosen, row.rejected) for row in read_preferences([tmp_path / "out.jsonl"])}
+    assert pairs == {("A", "B"), ("C", "D"), ("A", "D"), ("C", "B")}
+    both = rows(tmp_path, PLAIN, {**PLAIN, "choice": 0}, name="both.jsonl")
+    assert convert([both], "kto", tmp_path / "both-out.jsonl")["invented"] == 0
+
+
+def test_an_existing_file_is_replaced_only_if_asked(tmp_path: Path) -> None:
+    path, out = rows(tmp_path, PLAIN), tmp_path / "out.jsonl"
+    convert([path], "trl", out)
+    with pytest.raises(UsageError, match=r"out.jsonl exists and is not overwritten; name another"):
+        convert([path], "gcpc", out)
+    assert "prompt" in lines(out)[0]
+    convert([path], "gcpc", out, force=True)
+    assert lines(out) == [PLAIN]
+
+
+def test_a_file_that_appears_meanwhile_is_kept(tmp_path: Path) -> None:
+    out = tmp_path / "out.jsonl"
+
+    def appearing() -> Iterator[dict[str, Any]]:
+        yield {"a": 1}
+        out.write_text("theirs")
+
+    with pytest.raises(StorageError, match="has appeared since"):
+        write_rows(out, appearing(), {})
+    assert out.read_text() == "theirs"
+    assert [path.name for path in tmp_path.iterdir()] == ["out.jsonl"]
+
+
+def test_two_processes_that_write_one_file_mix_no_rows(tmp_path: Path) -> None:
+    code = (
+        "import sys, time; from pathlib import Path\n"
+        "from amenable.data.reading.row_writer import write_rows\n"
+        "def rows():\n"
+        "    for n in range(60):\n"
+        "        time.sleep(0.005)\n"
+        "        yield {'who': sys.argv[2], 'text': 'x' * 5000}\n"
+        "write_rows(Path(sys.argv[1]), rows(), {}, force=True)\n"
+    )
+    out = tmp_path / "out.jsonl"
+    running = [subprocess.Popen([sys.executable, "-c", code, out, name]) for name in "ab"]
+    assert [process.wait() for process in running] == [0, 0]
+    assert len({row["who"] for row in lines(out)}) == 1
+    assert len(lines(out)) == 60
+
+
+@pytest.mark.parametrize(
+    ("ending", "others"),
+    [
+        (".csv", [{"n": 7}, {"n": 8}]),
+        (".csv", [{"is": True}, {"is": False}]),
+        (".csv", [{"t": ""}, {"t": ""}]),
+        (".parquet", [{"o": {"a": 1}}, {"o": {"b": 2}}]),
+    ],
+)
+def test_what_a_table_makes_of_other_keys_is_counted(
+    ending: str, others: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    path = rows(tmp_path, *({**PLAIN, **more} for more in others), PLAIN)
+    report = convert([path], "native", tmp_path / f"out{ending}")
+    assert report["not_held"] == {"other keys as they stood, which a table changes": 2}
+    texts = rows(tmp_path, {**PLAIN, "topic": "a"}, PLAIN, name="texts.jsonl")
+    assert convert([texts], "native", tmp_path / f"texts{ending}")["not_held"] == {}
+
+
+def test_choices_and_ties_fit_no_parquet(tmp_path: Path) -> None:
+    path, out = rows(tmp_path, PLAIN, TIE), tmp_path / "out.parquet"
+    with pytest.raises(DataError) as caught:
+        convert([path], "native", out)
+    assert "column 'choice' has numbers and texts); write .jsonl" in caught.value.reason
+    assert caught.value.path == out
+    convert([path], "native", tmp_path / "out.csv")
+    assert len(read_preferences([tmp_path / "out.csv"])) == 2
+
+
+@pytest.mark.parametrize(
+    ("row", "why"), [("Q,A,C,1", "another row; write"), ("Q,A,A,1", r"another row \(equals")]
+)
+def test_a_table_that_would_be_read_as_other_rows_does_not_appear(
+    row: str, why: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def changing(path: Path, again: Any, keys: Any) -> None:
+        path.write_text(f"input_text,candidate_0,candidate_1,choice\n{row}\n")
+
+    monkeypatch.setitem(row_writer._WRITERS, ".csv", changing)
+    with pytest.raises(DataError, match=f"out.csv: row 1: it would be read back as {why}"):
+        convert([rows(tmp_path, PLAIN)], "gcpc", tmp_path / "out.csv")
+    assert [path.name for path in tmp_path.iterdir()] == ["rows.jsonl"]
 
 
 def test_demonstrations_and_prompts(tmp_path: Path) -> None:

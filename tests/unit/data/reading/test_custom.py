@@ -58,6 +58,49 @@ def incomplete(records):
     for row in records:
         yield {"input_text": row["q"]}
 
+def array(records):
+    import numpy
+    for row in records:
+        yield {"input_text": row["q"], "output_text": "A", "choice": numpy.array([0, 1])}
+
+def deep(records):
+    value = []
+    for _ in range(3000):
+        value = [value]
+    for row in records:
+        yield {"input_text": row["q"], "output_text": "A", "deep": value}
+
+def surrogate(records):
+    for row in records:
+        yield {"input_text": row["q"], "output_text": "A", "half": "\\ud83d"}
+
+def sets(records):
+    for row in records:
+        yield {"input_text": row["q"], "output_text": "A", "tags": {1, 2}}
+
+def numbers(records):
+    for row in records:
+        yield {7: row["q"]}
+
+def leaving(records):
+    raise SystemExit(3)
+
+def one_row(records):
+    return {"input_text": "Q", "output_text": "A"}
+
+def nothing(records):
+    for row in records:
+        pass
+
+def the_class(records):
+    for row in records:
+        yield Drop
+
+def no_ids(records):
+    for row in records:
+        yield {"id": None, "input_text": row["q"], "output_text": "A"}
+        yield {"id": None, "input_text": row["q"], "output_text": "B"}
+
 answer = 42
 """
 ROWS = '{"q": "One", "skip": false}\n{"q": "Two", "skip": true}\n{"q": "Three", "skip": false}\n'
@@ -96,6 +139,30 @@ def test_every_row_of_one_record_has_an_id_of_its_own() -> None:
     assert ids == ["rows:1", "rows:1.2", "rows:2", "rows:2.2", "rows:3", "rows:3.2"]
 
 
+def test_an_id_of_none_is_no_id() -> None:
+    ids = [name for _, name, _ in demonstrations("my_readers.py:no_ids")]
+    assert ids == ["rows:1", "rows:1.2", "rows:2", "rows:2.2", "rows:3", "rows:3.2"]
+
+
+def test_numpy_becomes_json(folder: Path) -> None:
+    source = DemonstrationSource(files=("rows.jsonl",), reader="my_readers.py:array")
+    (_, first), *_ = iter_demonstrations(source, ReadLog())
+    assert first.prompt.meta == {"choice": [0, 1]}
+    choosing = PreferenceSource(files=("rows.jsonl",), reader="my_readers.py:array")
+    with pytest.raises(DataError, match=r"rows.jsonl:1: field"):
+        list(iter_preferences(choosing, ReadLog()))
+
+
+@pytest.mark.parametrize("code", ["import sys; sys.exit(2)", "raise SystemExit"])
+@pytest.mark.parametrize("place", ["leaves.py", "leaves"])
+def test_a_module_that_ends_the_program_cannot_be_loaded(
+    code: str, place: str, folder: Path
+) -> None:
+    (folder / "leaves.py").write_text(code)
+    with pytest.raises(RecipeError, match=r"cannot be (loaded|imported) \(SystemExit"):
+        load_reader(f"{place}:pairs")
+
+
 def test_rows_of_a_whole_file_stand_at_its_last_record() -> None:
     found = demonstrations("my_readers.py:joined")
     assert [(line, name) for line, name, _ in found] == [
@@ -123,6 +190,7 @@ def test_file_hides_no_module_of_its_name(folder: Path) -> None:
         ("elsewhere:pairs", r"elsewhere cannot be imported .*path/to/elsewhere.py:pairs"),
         ("my_readers.py:none", "there is no function none in my_readers.py"),
         ("my_readers.py:answer", "there is no function answer"),
+        ("my_readers.py:Kept", "Kept is a class; name a function"),
         ("broken.py:pairs", r"cannot be loaded \(SyntaxError"),
     ],
 )
@@ -136,7 +204,15 @@ def test_reader_that_is_not_there(name: str, message: str, folder: Path) -> None
     ("function", "message"),
     [
         ("failing", r"rows.jsonl:1: the reader .* failed: KeyError: 'nothing'"),
-        ("failing_first", "failed: ValueError: not today"),
+        ("failing_first", r"^rows.jsonl: the reader .* failed: ValueError: not today"),
+        ("leaving", r"^rows.jsonl: the reader .* failed: SystemExit: 3"),
+        ("one_row", r"^rows.jsonl: the reader .* returned {.* \(an object\); expected rows: `yi"),
+        ("nothing", r"^rows.jsonl: the reader .* returned null \(nothing\); expected rows"),
+        ("the_class", r"^rows.jsonl:1: .* yielded the class Drop; expected a dict.* or Drop\(\"re"),
+        ("deep", r"^rows.jsonl:1: field 'deep': .* nested more than 100 deep"),
+        ("surrogate", r"^rows.jsonl:1: field 'half': .* half a surrogate pair"),
+        ("sets", r"^rows.jsonl:1: field 'tags': .* found a set, which JSON cannot hold"),
+        ("numbers", r"^rows.jsonl:1: .* yielded the key 7; expected texts as keys"),
         ("early", "yielded a row before it took a record"),
         ("wrong", r"rows.jsonl:1: the reader .* yielded \"One\" \(a text\); expected a dict"),
         ("incomplete", r"rows.jsonl:1: field 'output_text': is missing"),

@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from amenable.config.data import PreferenceColumns, PreferenceSource, SourceConfig
+from amenable.data.formats.format import Kind
 from amenable.data.formats.native import (
     demonstration_to_row,
     preference_to_row,
@@ -15,13 +17,14 @@ from amenable.data.formats.native import (
 )
 from amenable.data.reading.read_log import ReadLog
 from amenable.data.reading.readers import (
+    iter_items,
     iter_preferences,
     read_demonstrations,
     read_preferences,
     read_prompts,
 )
 from amenable.data.schemas import Choice, Message, Prompt, Speaker, prompt_key
-from amenable.errors import DataError
+from amenable.errors import DataError, RecipeError
 
 Write = Callable[..., Path]
 Reader = Callable[[Sequence[str | Path]], list[Any]]
@@ -260,3 +263,37 @@ def test_meta_may_not_shadow_a_key_of_the_row(write: Write) -> None:
     prompt = Prompt(messages=message, id="p", group="g", meta={"group": "other"})
     with pytest.raises(DataError, match="row 'p': meta may not hold 'group', a key of the row"):
         prompt_to_row(prompt)
+
+
+def test_a_section_that_is_read_in_two_ways_is_refused(write: Write) -> None:
+    path = str(write(PAIR))
+    for source in (
+        PreferenceSource(files=(path,), format="native", reader="a.py:f"),
+        PreferenceSource(files=(path,), columns=PreferenceColumns(choice_values=("2", "2"))),
+    ):
+        with pytest.raises(RecipeError, match=r"remove one|two or three different texts"):
+            list(iter_preferences(source, ReadLog()))
+
+
+@pytest.mark.parametrize(
+    ("row", "kind", "renamed"),
+    [
+        (
+            {"prompt": "Q", "chosen": "A", "rejected": "B", "context": "c", "choice": 1},
+            "preferences",
+            {"other_context": "c", "other_choice": 1},
+        ),
+        ({"prompt": "Q", "completion": "A", "weight": 2}, "demonstrations", {"weight": 2}),
+        ({"prompt": "Q", "output_text": "A", "messages": []}, "prompts", {"other_messages": []}),
+    ],
+)
+def test_other_keys_that_a_native_row_of_the_kind_has_are_renamed(
+    write: Write, row: dict[str, Any], kind: Kind, renamed: dict[str, Any]
+) -> None:
+    log = ReadLog()
+    source = SourceConfig(files=(str(write(row)),), format="trl")
+    ((_, item),) = iter_items(source, kind, log)
+    prompt = item if isinstance(item, Prompt) else item.prompt
+    kept = {"output_text": "A"} if kind == "prompts" else {}
+    assert prompt.meta == {**kept, **renamed}
+    assert sum(log.coerced.values()) == sum(name.startswith("other") for name in renamed)

@@ -57,6 +57,27 @@ def faults(source: Source) -> tuple[list[tuple[int, Any]], list[str]]:
     return kept, [said.removeprefix(f"{source.name}:") for said in log.examples]
 
 
+def broken_off(source: Source) -> tuple[list[tuple[int, Any]], str]:
+    """What comes before a break, which no log drops, and the message; the check's log is told."""
+    going_on = Collecting()
+    kept = lines(source, going_on)
+    for log in (ReadLog(), DroppingLog()):
+        before, error = until_error(source, log)
+        assert before == kept
+        assert going_on.said == [error.reason]
+    return kept, str(error).removeprefix(f"{source.name}:")
+
+
+def until_error(source: Source, log: ReadLog) -> tuple[list[tuple[int, Any]], DataError]:
+    """The records before the error that ends the reading, and the error."""
+    kept: list[tuple[int, Any]] = []
+    try:
+        kept.extend((row.line, row.values) for row in iter_records(source, log))
+    except DataError as error:
+        return kept, error
+    pytest.fail("the reading was not ended")
+
+
 def refusal(source: Source) -> str:
     """What is said of a whole file, which no log drops."""
     for log in (ReadLog(), DroppingLog()):
@@ -190,14 +211,14 @@ def test_long_lines_of_one_block_are_told_too(
 def test_a_line_without_end_is_never_held_whole(write: Write, name: str) -> None:
     begin = {"r.jsonl": b'{"a": "', "r.json": b'[{"a": "', "r.csv": b'a\n"'}[name]
     source = write(begin + b"x" * 60_000_000, name)
-    log = DroppingLog()
+    log = Collecting()
     tracemalloc.start()
     try:
         assert lines(source, log) == []
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    assert log.dropped
+    assert log.said
     assert peak < 45 * 2**20
 
 
@@ -232,6 +253,24 @@ ARRAYS = [
         "2: is not valid JSON (a comma is missing here); write whole JSON objects with commas "
         "between them",
     ),
+    (b'[{"a": NaN}, {}]', [{}], "1: is not valid JSON (JSON has no NaN; leave the key out or wri"),
+    (b'[{"a": \xe9}, {}]', [{}], "1: byte 7 is not UTF-8 (0xe9); save it as UTF-8"),
+    (b'[{"a": [}, {}]', [{}], "1: is not valid JSON (invalid character at byte 8): {"),
+    (b"[}]", [], "1: is not valid JSON (invalid character at byte 1): }; write whole JSON object"),
+    (b"[" + NESTED + b",{}]", [{}], "1: is not valid JSON (it is nested more than 100 deep): "),
+]
+
+
+@pytest.mark.parametrize(("data", "kept", "message"), ARRAYS)
+def test_a_fault_of_an_array_is_told_and_reading_goes_on(
+    write: Write, data: bytes, kept: list[Any], message: str
+) -> None:
+    rows, (said,) = faults(write(data, "r.json"))
+    assert [row for _, row in rows] == kept
+    assert said.startswith(message)
+
+
+BROKEN_OFF = [
     (
         b"[{},\n{}\n",
         [{}, {}],
@@ -253,21 +292,23 @@ ARRAYS = [
         '2: there is text behind the end of the array (x {"a": 1}), which is not read; give each '
         "file one array, or write one JSON object a line without brackets",
     ),
-    (b'[{"a": NaN}, {}]', [{}], "1: is not valid JSON (JSON has no NaN; leave the key out or wri"),
-    (b'[{"a": \xe9}, {}]', [{}], "1: byte 7 is not UTF-8 (0xe9); save it as UTF-8"),
-    (b'[{"a": [}, {}]', [{}], "1: is not valid JSON (invalid character at byte 8): {"),
-    (b"[}]", [], "1: is not valid JSON (invalid character at byte 1): }; write whole JSON object"),
-    (b"[" + NESTED + b",{}]", [{}], "1: is not valid JSON (it is nested more than 100 deep): "),
 ]
 
 
-@pytest.mark.parametrize(("data", "kept", "message"), ARRAYS)
-def test_a_fault_of_an_array_is_told_and_reading_goes_on(
+@pytest.mark.parametrize(("data", "kept", "message"), BROKEN_OFF)
+def test_an_array_without_its_end_ends_the_reading(
     write: Write, data: bytes, kept: list[Any], message: str
 ) -> None:
-    rows, (said,) = faults(write(data, "r.json"))
+    rows, said = broken_off(write(data, "r.json"))
     assert [row for _, row in rows] == kept
     assert said.startswith(message)
+
+
+def test_a_missing_quote_does_not_drop_the_rest_of_an_array(write: Write) -> None:
+    data = json.dumps([{"a": "x", "b": n} for n in range(100)], indent=0).replace('"x"', '"x', 1)
+    rows, said = broken_off(write(data.encode(), "r.json"))
+    assert rows == []
+    assert "the array is not closed" in said
 
 
 def test_a_list_in_the_first_line_does_not_make_an_array(write: Write) -> None:
@@ -331,7 +372,7 @@ def test_a_damaged_gzip_ends_the_file_behind_the_rows_that_came(write: Write) ->
     data = b"".join(b'{"a": "%d %s"}\n' % (n, b"x" * (n % 7)) for n in range(30_000))
     packed = gzip.compress(data)
     torn = write(packed[:-8], "r.jsonl.gz")
-    kept, (said,) = faults(torn)
+    kept, said = broken_off(torn)
     assert len(kept) == 30_000
     assert said == (
         "30001: is not a whole gzip file (Compressed file ended before the end-of-stream marker "
@@ -339,15 +380,15 @@ def test_a_damaged_gzip_ends_the_file_behind_the_rows_that_came(write: Write) ->
     )
     half = len(packed) // 2
     broken = write(packed[:half] + b"\xff" * 99 + packed[half + 99 :], "r.jsonl.gz")
-    log = DroppingLog()
-    assert 1000 < len(lines(broken, log)) < 30_000
-    assert log.dropped["is not a whole gzip file"] == 1
-    kept, (said,) = faults(write(GOOD, "r.jsonl.gz"))
+    kept, error = until_error(broken, DroppingLog())
+    assert 1000 < len(kept) < 30_000
+    assert error.reason.startswith("is not a whole gzip file")
+    kept, said = broken_off(write(GOOD, "r.jsonl.gz"))
     assert said == (
         "1: is not a whole gzip file (Not a gzipped file (b'{\"')); copy it again, or take .gz off "
         "its name"
     )
-    kept, (said,) = faults(write(gzip.compress(b"[{},{}," * 9)[:-9], "r.json.gz"))
+    kept, said = broken_off(write(gzip.compress(b"[{},{}," * 9)[:-9], "r.json.gz"))
     assert "is not a whole gzip file" in said
     assert values(write(gzip.compress(GOOD), "r.dat")) == [{"a": 1}]
 
@@ -357,7 +398,7 @@ def test_a_failing_disk_is_told_with_its_line(
 ) -> None:
     source = write(GOOD)
     monkeypatch.setattr(Path, "open", lambda path, mode: _Peeking(GOOD * 2))
-    kept, (said,) = faults(source)
+    kept, said = broken_off(source)
     assert kept == [(1, {"a": 1}), (2, {"a": 1})]
     assert said == "3: cannot be read (Input/output error); check the disk"
 
@@ -371,9 +412,9 @@ def test_a_disk_that_fails_at_once_is_told(write: Write, monkeypatch: pytest.Mon
 
     source = write(GOOD)
     monkeypatch.setattr(Path, "open", lambda path, mode: Failing())
-    kept, said = faults(source)
+    kept, said = broken_off(source)
     assert kept == []
-    assert said == ["1: cannot be read (Input/output error); check the disk"]
+    assert said == "1: cannot be read (Input/output error); check the disk"
 
 
 class _Peeking(io.BytesIO):
@@ -461,16 +502,6 @@ CSV_FAULTS = [
     (b"1,2,3\n2,x\n", "2: has too many cells (3; the first line names 2 columns); correct it, or"),
     (b"\xe9,1\n2,x\n", "2: byte 1 is not UTF-8 (0xe9); save it as UTF-8"),
     (
-        b'"x"y,1\n2,x\n',
-        "2: is not valid CSV (',' expected after '\"'); put quotes round the text and double those "
-        "within it",
-    ),
-    (
-        b'2,x\n"y,1\n2,3\n',
-        "3: is not valid CSV (a quote that is opened here is never closed); close it, or write two "
-        "quotes for one within a text",
-    ),
-    (
         b"2\r3,x\n2,x\n",
         "2: is not valid CSV (a carriage return without a line feed); save the file with line feeds"
         " at the ends of lines",
@@ -487,25 +518,51 @@ def test_a_fault_of_csv_is_told_and_reading_goes_on(
     assert said.startswith(message)
 
 
+def test_a_faulty_quote_ends_a_csv_file_and_makes_no_rows(write: Write) -> None:
+    kept, said = broken_off(write(b'a,b\n2,x\n"x"y,1\n2,3\n', "r.csv"))
+    assert kept == [(2, {"a": "2", "b": "x"})]
+    assert said == (
+        "3: is not valid CSV (',' expected after '\"'); where this record ends is doubtful, and "
+        "nothing behind it is read: put quotes round the text and double those within it"
+    )
+    data = b'a,b,c,d\n"He said "hi" to me\nWhich is best?,A,B,0\nreally",x,y,1\n'
+    assert broken_off(write(data, "r.csv"))[0] == []
+    kept, said = broken_off(write(b'a,b\n2,x\n"y,1\n2,3\n', "r.csv"))
+    assert kept == [(2, {"a": "2", "b": "x"})]
+    assert said == (
+        "3: is not valid CSV (a quote that is opened here is never closed); close it, or write two "
+        "quotes for one within a text"
+    )
+
+
 @pytest.mark.usefixtures("short")
-def test_a_csv_record_that_is_too_long_is_told(write: Write) -> None:
-    kept, said = faults(write(b'a,b\n"' + b"xxxxxxxxx\n" * 9 + b"2,x\n", "r.csv"))
-    assert kept == [(11, {"a": "2", "b": "x"})]
-    assert said[0] == f"2: the record {TOO_LONG}quotes missing?"
+def test_a_csv_record_that_is_too_long_ends_the_file(write: Write) -> None:
+    kept, said = broken_off(write(b'a,b\n2,x\n"' + b"xxxxxxxxx\n" * 9 + b"2,x\n", "r.csv"))
+    assert kept == [(2, {"a": "2", "b": "x"})]
+    assert said == f"3: the record {TOO_LONG}quotes missing?"
 
 
 @pytest.mark.parametrize(
     ("header", "message"),
     [
         (b"a,b,a", "1: two columns are named 'a'; rename one"),
+        (b"a, b,b ", "1: two columns are named 'b'; rename one"),
         (b"a,\xe9", "1: byte 3 is not UTF-8 (0xe9); save it as UTF-8"),
-        (b'"a"b,c', "1: is not valid CSV (',' expected after '\"'); put quotes round the text"),
+        (b'"a"b,c', "1: is not valid CSV (',' expected after '\"'); where this record ends is"),
     ],
 )
 def test_a_faulty_header_ends_the_file(write: Write, header: bytes, message: str) -> None:
-    kept, (said,) = faults(write(header + b"\n1,2\n1,2,3\n", "r.csv"))
+    kept, said = broken_off(write(header + b"\n1,2\n1,2,3\n", "r.csv"))
     assert kept == []
     assert said.startswith(message)
+
+
+def test_blanks_round_the_names_of_columns_are_removed(write: Write) -> None:
+    log = ReadLog()
+    assert lines(write(b"a, b ,c d\n1, 2,3\n", "r.csv"), log) == [
+        (2, {"a": "1", "b": " 2", "c d": "3"})
+    ]
+    assert log.coerced == {"blank round a column's name removed (CSV)": 1}
 
 
 # Parquet
@@ -607,7 +664,7 @@ def test_a_damaged_parquet_file_is_told(parquet: Callable[[pa.Table], Source]) -
     path.write_bytes(b"")
     assert "is not a whole Parquet file (" in refusal(source)
     path.write_bytes(whole[:4] + b"\xff" * 60 + whole[64:])
-    _, (said,) = faults(source)
+    _, said = broken_off(source)
     assert said.startswith("1: is not a whole Parquet file (")
 
 
@@ -631,21 +688,33 @@ def test_a_missing_pyarrow_is_told(
     )
 
 
-def test_batches_are_small_where_rows_are_large() -> None:
-    def metadata(rows: int, size: int) -> pq.FileMetaData:
-        class Fake:
-            num_rows, num_row_groups, total_byte_size = rows, 1, size
+def test_rows_that_share_a_long_text_are_read_in_bounded_memory(
+    parquet: Callable[[pa.Table], Source], tmp_path: Path
+) -> None:
+    path = tmp_path / "shared.parquet"
+    pq.write_table(pa.table({"a": ["x" * 500_000] * 2000, "n": range(2000)}), path)
+    assert path.stat().st_size < 100_000
+    before, count = pa.total_allocated_bytes(), 0
+    tracemalloc.start()
+    try:
+        for row in iter_records(Source(str(path), "r"), ReadLog()):
+            count += len(row.values["a"])
+            assert pa.total_allocated_bytes() - before < 100 * 2**20
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert count == 2000 * 500_000
+    assert peak < 30 * 2**20
 
-            def row_group(self, number: int) -> Fake:
-                return self
 
-        return Fake()
-
-    batch_rows = table_records._batch_rows
-    assert batch_rows(metadata(0, 0)) == 1024
-    assert batch_rows(metadata(1000, 1000)) == 1024
-    assert batch_rows(metadata(1000, 2**20 * 1000)) == 32
-    assert batch_rows(metadata(2, 2**32)) == 1
+def test_a_parquet_row_that_is_too_long_is_told_and_reading_goes_on(
+    parquet: Callable[[pa.Table], Source], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(json_records, "MAX_RECORD_BYTES", 100)
+    texts = [[{"content": text}] for text in ("x", "y" * 101, "z", "z" * 40, "z" * 40)]
+    kept, said = faults(parquet(pa.table({"a": texts})))
+    assert [line for line, _ in kept] == [1, 3, 4, 5]
+    assert said == [f"2: the row {TOO_LONG}several rows joined in it?"]
 
 
 def test_foreign_values_become_plain_json() -> None:
@@ -817,7 +886,7 @@ def test_a_reason_is_what_faults_have_in_common(
 def test_the_dropping_log_groups_and_keeps_some_examples() -> None:
     log = DroppingLog()
     for line in range(1, 31):
-        log.fault(DataError(f"found {line} (a number); x", path="r", line=line, field="choice"))
+        log.fault(DataError(f"found {line} (a number); x", path="r", line=line, field="choice"), {})
     assert log.dropped == {"field 'choice': found a number": 30}
     assert len(log.examples) == MAX_EXAMPLES == 20
     assert log.examples[0] == "r:1: field 'choice': found 1 (a number); x"

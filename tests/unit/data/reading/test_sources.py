@@ -1,9 +1,12 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import gzip
+import http.server
 import importlib.util
 import io
+import os
 import socket
 import sys
 import threading
@@ -21,10 +24,10 @@ from amenable.data.reading.sources import (
     HubName,
     Source,
     find_sources,
+    find_usable,
     hub_name,
     open_source,
     state_of,
-    without_secrets,
 )
 from amenable.errors import DataError
 
@@ -242,6 +245,49 @@ def test_the_state_of_a_remote_file_changes_with_it(memory: Any) -> None:
     assert state_of(Source("hub:a/b", "b")) == "hub:a/b"
 
 
+def test_the_state_of_a_file_on_a_server_changes_with_it(tmp_path: Path) -> None:
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    path = tmp_path / "r.jsonl"
+    handler = functools.partial(Quiet, directory=str(tmp_path))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        try:
+            source = Source(f"http://127.0.0.1:{server.server_port}/r.jsonl", "r")
+            states = []
+            for data, time in ((b'{"a": 1}\n', 10**9), (b'{"a": 2}\n', 10**9 + 60)):
+                path.write_bytes(data)
+                os.utime(path, (time, time))
+                states += [state_of(source), state_of(source)]
+        finally:
+            server.shutdown()
+    assert states[0] == states[1] != states[2] == states[3]
+
+
+def test_names_of_states_are_read_however_they_are_written() -> None:
+    words = {remote._letters(key) for key in ("Last-Modified", "LastModified", "last_modified")}
+    assert words == {"lastmodified"}
+    assert {remote._letters(key) for key in ("ETag", "Content-MD5", "Digest")} <= remote._STATE
+
+
+def test_the_state_of_a_hub_folder_changes_with_its_files(tmp_path: Path) -> None:
+    source = Source(f"hub:{tmp_path}", "x")
+    (tmp_path / "a.jsonl").write_bytes(ROWS)
+    before = state_of(source)
+    assert before == state_of(source)
+    (tmp_path / "a.jsonl").write_bytes(ROWS + ROWS)
+    assert state_of(source) != before
+
+
+def test_a_name_that_leads_to_no_file_is_passed_over(folder: Path) -> None:
+    told: list[DataError] = []
+    one = f"{folder}/a.jsonl"
+    assert names(find_usable([f"{folder}/none.jsonl", one, one], told.append)) == [one]
+    assert len(told) == 2
+
+
 def test_an_unknown_protocol_is_named() -> None:
     assert refusal("nosuch://x/a.jsonl").startswith(
         "nosuch://x/a.jsonl: cannot be reached (Protocol not known: nosuch); check the URL"
@@ -273,18 +319,14 @@ def test_a_missing_package_is_named_with_what_installs_it(
         values(Source(f"hub:{tmp_path}", "x"))
 
 
-def test_secrets_are_not_shown() -> None:
-    shown = {
-        "https://user:pa:ss@host/a.jsonl": "https://host/a.jsonl",
-        "https://host/a.jsonl?X-Amz-Signature=1&x=y": "https://host/a.jsonl?…",
-        "s3://key:secret@bucket/a@b.jsonl": "s3://bucket/a@b.jsonl",
-        "zip://a.jsonl::https://u:p@host/b.zip?sig=1": "zip://a.jsonl::https://host/b.zip?…",
-        "403, url='https://h/a?sig=1'": "403, url='https://h/a?…'",
-        "data/what?.jsonl": "data/what?.jsonl",
-        "a@b:c/d.jsonl": "a@b:c/d.jsonl",
-    }
-    assert {name: without_secrets(name) for name in shown} == shown
+def test_secrets_are_not_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert Source("https://u:p@h/a?sig=1", "a").shown == "https://h/a?…"
+    monkeypatch.chdir(tmp_path)
+    mistyped = refusal("https:/user:PASSWORD@h/x.jsonl")
+    assert mistyped == (
+        f"https:/h/x.jsonl: there is no such file (looked in {tmp_path}/https:/h); correct the path"
+    )
+    assert "PASSWORD" not in refusal("https:/user:PASSWORD@h/*.jsonl")
 
 
 # A real server on this machine
@@ -393,7 +435,7 @@ def test_an_answer_403_is_told_with_how_credentials_are_given(url: str) -> None:
     secret = f"{url}/403?sig=hidden".replace("http://", "http://me:hidden@")
     assert read_refusal(secret) == (
         f"{url}/403?…: the server answers 403, access denied; give credentials by "
-        "https://USER:PASSWORD@…, ~/.netrc or a signed URL; none of them is shown"
+        "user and password in the URL, ~/.netrc or a signed URL; none of them is shown"
     )
 
 
@@ -430,9 +472,11 @@ def test_a_refused_connection_is_told() -> None:
 
 def test_a_transfer_that_breaks_off_is_told_with_its_line(url: str) -> None:
     (source,) = find_sources([f"{url}/torn.jsonl?sig=hidden"])
-    log = DroppingLog()
-    assert [row.values for row in iter_records(source, log)] == [{"a": 1}, {"a": 2}]
-    (said,) = log.examples
+    kept: list[Any] = []
+    with pytest.raises(DataError) as caught:  # no record to drop
+        kept.extend(row.values for row in iter_records(source, DroppingLog()))
+    assert kept == [{"a": 1}, {"a": 2}]
+    said = str(caught.value)
     assert said.startswith(f"{url}/torn.jsonl?…:3: cannot be read (")
     assert said.endswith("); check the network")
     assert "hidden" not in said
@@ -579,8 +623,8 @@ def test_a_hub_data_set_out_of_reach_is_told(hub_folder: Path) -> None:
 def test_a_hub_data_set_that_breaks_off_is_told_with_its_row(hub_folder: Path) -> None:
     (hub_folder / "train.jsonl").write_text('{"a": "x"}\n' * 3 + '{"a": \n')
     (source,) = find_sources([f"hub:{hub_folder}"])
-    log = DroppingLog()
-    assert not list(iter_records(source, log))  # datasets decodes a block at a time
-    (said,) = log.examples
+    with pytest.raises(DataError) as caught:  # no record to drop
+        list(iter_records(source, DroppingLog()))
+    said = str(caught.value)
     assert said.startswith(f"hub:{hub_folder}:1: reading broke off (JSON parse error")
     assert said.endswith("); check the data set and the network")

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock
 from transformers import AutoTokenizer
 
-from amenable.artifacts import write_jsonl
+from amenable.artifacts import atomic_dir, write_jsonl
 from amenable.data.collate import PromptGroup
 from amenable.data.render import Renderer
 from amenable.data.row_file import RowFile, open_demonstrations, open_preferences
@@ -294,3 +295,129 @@ def test_what_was_used_longest_ago_goes_first(
     with_length(3).demonstrations(demonstrations)
     assert len(entries(cache)) == 1
     assert mapped[0].completions  # what was mapped before its entry went is still there
+
+
+REFUSES_ONE_TURN = (
+    "{% if messages[0]['role'] != 'system' %}{{ raise_exception('system first') }}{% endif %}"
+    "{% for message in messages %}{{ message['content'] }}{% endfor %}"
+)
+
+
+@pytest.mark.usefixtures("small")
+def test_a_template_that_refuses_the_probe_but_no_row(
+    cache: TokenCache, tiny: Path, renderer: Renderer, tmp_path: Path
+) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(tiny)
+    tokenizer.chat_template = REFUSES_ONE_TURN
+    turns = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "Why?"}]
+    rows = [
+        {"id": str(n), "group": "g", "messages": turns, "output_text": f"So {n}."}
+        for n in range(12)
+    ]
+    write_jsonl(tmp_path / "s.jsonl", rows)
+    ours = replace(cache, renderer=replace(renderer, tokenizer=tokenizer))
+    given = open_demonstrations(tmp_path / "s.jsonl")
+    assert list(ours.demonstrations(given)) == groups_of(ours.renderer, given)
+    assert len(entries(cache)) == 1
+    rows[3]["messages"] = turns[1:]
+    write_jsonl(tmp_path / "s.jsonl", rows)
+    with pytest.raises(DataError, match=r"refuses prompt '3' .*system first"):
+        ours.demonstrations(open_demonstrations(tmp_path / "s.jsonl"))
+
+
+def make_slowly(entry: Path, begun: Any, go_on: Any, results: Any) -> None:
+    try:
+        with atomic_dir(entry) as folder:
+            begun.set()
+            go_on.wait(60)
+            (folder / "ids.bin").write_bytes(b"1")
+        results.put("made")
+    except Exception as error:
+        results.put(repr(error))
+
+
+@pytest.mark.usefixtures("small")
+def test_what_another_process_has_just_begun_is_left_alone(
+    cache: TokenCache, renderer: Renderer, demonstrations: RowFile[Demonstration]
+) -> None:
+    """It begins with an empty folder; one that a killed process left a day ago goes."""
+    (cache.folder / ".dead.partial").mkdir(parents=True)
+    os.utime(cache.folder / ".dead.partial", (time.time() - 2 * 24 * 3600,) * 2)
+    fork = multiprocessing.get_context("fork")
+    begun, go_on, results = fork.Event(), fork.Event(), fork.Queue()
+    args = (cache.folder / "other", begun, go_on, results)
+    worker = fork.Process(target=make_slowly, args=args)
+    worker.start()
+    assert begun.wait(60)
+    try:
+        assert list(cache.demonstrations(demonstrations)) == groups_of(renderer, demonstrations)
+        assert not (cache.folder / ".dead.partial").exists()
+    finally:
+        go_on.set()
+        found = results.get(timeout=60)
+        worker.join()
+    assert found == "made"
+
+
+@pytest.mark.usefixtures("small")
+def test_an_eviction_that_fails_ends_nothing(
+    cache: TokenCache,
+    renderer: Renderer,
+    demonstrations: RowFile[Demonstration],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise PermissionError("the folder cannot be listed")
+
+    monkeypatch.setattr(token_cache, "evict", fail)
+    assert list(cache.demonstrations(demonstrations)) == groups_of(renderer, demonstrations)
+    assert len(entries(cache)) == 1
+
+
+@pytest.mark.usefixtures("small")
+def test_entries_that_are_in_use_are_not_evicted(
+    cache: TokenCache,
+    demonstrations: RowFile[Demonstration],
+    preferences: RowFile[Preference],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As a stage's validation split, made after its training split was opened."""
+    cache.demonstrations(demonstrations)
+    monkeypatch.setattr(token_cache, "MAX_BYTES", 1)
+    cache.preferences(preferences)
+    assert len(entries(cache)) == 2
+    text = preferences.path.read_text("utf-8").replace("second", "other")
+    preferences.path.write_text(text, "utf-8")
+    replace(cache).preferences(open_preferences(preferences.path))  # another stage
+    assert len(entries(cache)) == 1
+
+
+def hold(path: Path, held: Any, let_go: Any) -> None:
+    with FileLock(path):
+        held.set()
+        let_go.wait(60)
+
+
+@pytest.mark.usefixtures("small")
+def test_a_process_that_waits_says_so_and_locks_do_not_grow_in_number(
+    cache: TokenCache, demonstrations: RowFile[Demonstration], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache.demonstrations(demonstrations)
+    (lock,) = cache.folder.glob(".*")
+    (entry,) = entries(cache)
+    assert lock.name == f".lock-{entry.name[0]}"
+    fork = multiprocessing.get_context("fork")
+    held, let_go = fork.Event(), fork.Event()
+    worker = fork.Process(target=hold, args=(lock, held, let_go))
+    worker.start()
+    assert held.wait(60)
+
+    def say(line: str) -> None:
+        said.append(line)
+        let_go.set()
+
+    said.clear()
+    monkeypatch.setattr(token_cache, "QUIET_WAIT_S", 0.1)
+    replace(cache, say=say).demonstrations(demonstrations)
+    worker.join()
+    assert said == [f"waiting for another process that is tokenizing rows (it holds {lock})"]

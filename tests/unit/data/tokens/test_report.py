@@ -5,6 +5,8 @@ import math
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -156,10 +158,10 @@ def test_lengths_are_those_of_the_renderer(clean: PreTrainedTokenizerBase) -> No
         }
         histogram = found["histogram"]
         assert sum(histogram["counts"]) == 10
-        assert len(histogram["counts"]) == 20
-        width = histogram["width"]
-        assert histogram["counts"][0] == sum(length < width for length in whole)
-        assert histogram["counts"][ordered[-1] // width] >= 1
+        edges = [*histogram["edges"], math.inf]
+        assert histogram["counts"] == [
+            sum(low <= length < high for length in whole) for low, high in pairwise(edges)
+        ]
 
 
 def test_the_suggested_limit_cuts_at_most_one_in_a_hundred(clean: PreTrainedTokenizerBase) -> None:
@@ -199,6 +201,35 @@ def test_demonstrations_that_never_end_are_an_error(clean: PreTrainedTokenizerBa
         preferences=[preference("a", "Word " * 40, "Text " * 40)],
     )
     assert names(pairs) == {"eos_never_in_pairs": "warning", "completion_cut": "warning"}
+
+
+def test_what_no_row_does_is_an_error_only_where_all_rows_were_seen(
+    clean: PreTrainedTokenizerBase,
+) -> None:
+    rows = demonstrations(*((f"Go {n}.", "Word " * 40) for n in range(6)))
+    last = draw(rows, 6)[0][-1]
+    mixed = [row if row is not last else replace(row, output_text="Yes.") for row in rows]
+    ours = render(clean, max_completion_tokens=10)
+    assert names(token_report(ours, demonstrations=mixed))["completion_cut"] == "warning"
+    for given in (rows, mixed):
+        drawn = token_report(ours, demonstrations=given, limit=5)
+        assert names(drawn)["eos_never_trained"] == "warning"
+    text = drawn["findings"][0]["text"]
+    assert text.startswith("no completion of the 5 demonstrations looked at ends with")
+    assert names(token_report(ours, demonstrations=rows, limit=6))["eos_never_trained"] == "error"
+
+
+def test_a_row_that_stops_a_run_is_an_error_in_a_draw_too(clean: PreTrainedTokenizerBase) -> None:
+    rows = [prompt("Why?", f"p-{n}", (Speaker.SYSTEM, "Be kind. " * 30)) for n in range(3)]
+    report = token_report(render(clean, max_prompt_tokens=60), prompts=rows, limit=2)
+    assert names(report) == {"prompt_does_not_fit": "error"}
+
+
+def test_checks_that_found_nothing_are_named(clean: PreTrainedTokenizerBase) -> None:
+    assert token_report(render(clean), demonstrations=GOOD)["clean"] == list(CHECKS)
+    report = token_report(render(clean, max_prompt_tokens=20), prompts=[prompt("Go. " * 60)])
+    assert sorted([*report["clean"], *names(report)]) == sorted(CHECKS)
+    assert token_report(render(clean))["clean"] == [], "no row was looked at"
 
 
 def test_completions_without_a_token_are_an_error(clean: PreTrainedTokenizerBase) -> None:
@@ -475,7 +506,9 @@ def test_ends_of_sequence_that_cannot_work(tokenizer: PreTrainedTokenizerBase) -
     elsewhere = token_report(render(tokenizer, eos=7), demonstrations=GOOD)
     assert names(elsewhere)["eos_not_stopping"] == "error"
     tokenizer.eos_token = None
-    found = only(token_report(render(tokenizer), demonstrations=GOOD), "eos_missing")
+    report = token_report(render(tokenizer), demonstrations=GOOD)
+    assert report["clean"] == []
+    found = only(report, "eos_missing")
     assert found["level"] == "error"
 
 
