@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from amenable.artifacts import write_jsonl
 from amenable.data.annotator import SimulatedAnnotator
-from amenable.data.formats.native import preference_to_row
+from amenable.data.formats.native import PREFERENCE_KEYS, preference_to_row
 from amenable.data.row_file import open_prompts
 from amenable.data.schemas import Preference, Prompt
 from amenable.errors import StageError
@@ -111,7 +112,7 @@ def write_choices(
     """
     rows = [
         Preference(
-            prompt=prompt,
+            prompt=_without_judgement(prompt),
             candidate_0=first,
             candidate_1=second,
             choice=annotator.choose(prompt, first, second, key=prompt.id),
@@ -122,3 +123,9 @@ def write_choices(
     ]
     write_jsonl(path, [preference_to_row(row) for row in rows])
     return len(rows)
+
+
+def _without_judgement(prompt: Prompt) -> Prompt:
+    """The prompt without what a file of preferences said of it: another pair is judged now."""
+    kept = {key: value for key, value in prompt.meta.items() if key not in PREFERENCE_KEYS}
+    return replace(prompt, meta=kept)

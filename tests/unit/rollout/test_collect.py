@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,17 @@ def test_choices_follow_the_annotator_and_equal_or_empty_pairs_are_left_out(
     ]
     assert rows[0].annotator == "simulated"
     assert rows[0].prompt.meta["output_text"] == "an apple"
+
+
+def test_prompts_may_come_from_a_file_of_preferences(tmp_path: Path) -> None:
+    judged = {"candidate_0": "old", "choice": 1, "strength": 9, "output_text": "an apple"}
+    asked = replace(prompt(0), meta=judged)
+    annotator = SimulatedAnnotator(CollectConfig(noise=0.0), seed=0)
+    path = tmp_path / "pairs.jsonl"
+    collect.write_choices(path, annotator, [(asked, "an apple", "a stone")])
+    (row,) = read_preferences([path])
+    assert (row.candidate_0, row.choice, row.strength) == ("an apple", Choice.FIRST, None)
+    assert row.prompt.meta == {"output_text": "an apple"}
 
 
 def context(
