@@ -15,7 +15,7 @@ from itertools import accumulate, count
 from typing import Any, Literal
 
 from amenable.data.reading.records import ReadLog, Row
-from amenable.data.schemas import Answer, Choice, Preference, Ranking
+from amenable.data.schemas import Answer, Choice, Message, Preference, Ranking
 
 Pairs = Literal["all", "best_worst"]
 
@@ -139,9 +139,9 @@ def gather(
     Holds all answers in memory. A prompt with one answer makes no ranking and is counted; if no
     prompt has more, the file is at fault. Of the prompts' meta, what all answers agree on is kept.
     """
-    found: dict[tuple[object, ...], list[tuple[Row, Answer]]] = {}
+    found: dict[tuple[Message, ...], list[tuple[Row, Answer]]] = {}
     for row, answer in answers:
-        found.setdefault((answer.prompt.group, *answer.prompt.messages), []).append((row, answer))
+        found.setdefault(answer.prompt.messages, []).append((row, answer))
     if found and all(len(group) == 1 for group in found.values()):
         first_row = next(iter(found.values()))[0][0]
         log.fault(
