@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import signal
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -41,7 +43,7 @@ Reader = Annotated[
 ]
 Columns = Annotated[
     list[str] | None,
-    typer.Option("--column", metavar="KEY=COLUMN", help="A column's own name; may be repeated."),
+    typer.Option("--column", metavar="KEY=COLUMN", help="May be repeated; choice_values=1,2 too."),
 ]
 
 
@@ -72,6 +74,7 @@ def check(
     """
     from amenable.data.reading.check import check_files
 
+    _end_cleanly()
     source = _source(files, kind, format_name, reader, column)
     report = check_files(source, _kind(kind), max_errors=max_errors, fix=fix)
     if not as_json:
@@ -106,6 +109,7 @@ def convert(
     from amenable.data.reading.convert import convert as convert_rows
     from amenable.data.reading.convert import lines
 
+    _end_cleanly()
     report = convert_rows(
         _source([file], kind, format_name, reader, column), to, out, kind=_kind(kind), force=force
     )
@@ -185,6 +189,11 @@ def formats(as_json: AsJson = False) -> None:
     for row in rows:
         typer.echo(f"{row['name']}: {row['description']}")
         typer.echo(f"    reads {_listed(row['reads'])}; writes {_listed(row['writes'])}")
+
+
+def _end_cleanly() -> None:
+    """Lets a SIGTERM end the command as an error does: what is half-written is removed."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
 
 
 def _listed(names: object) -> str:
@@ -302,6 +311,10 @@ def _content(source: SourceConfig, kind: str, read: Sequence[str], held_out: Seq
         )
 
     parts = {file.shown: part(file) for file in find_usable(source.files) if file.shown in read}
+    if both := parts.keys() & {file.shown for file in find_usable(held_out)}:
+        raise UsageError(
+            f"--held-out: {min(both)} is also among the files to train on; take it out"
+        )
     held = _parts(replace(source, files=tuple(held_out)), kind, DroppingLog) if held_out else {}
     return content_report(parts | held, held_out=held.keys())
 

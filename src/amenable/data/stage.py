@@ -196,6 +196,7 @@ def _met(log: ReadLog) -> Json:
         "rows": log.rows,
         "dropped": dict(log.dropped),
         "coerced": dict(log.coerced),
+        "examples": [without_secrets(text) for text in getattr(log, "examples", ())],
         "formats": {without_secrets(file): name for file, name in log.formats.items()},
     }
 

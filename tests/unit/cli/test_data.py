@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
+import signal
+import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -248,3 +252,38 @@ def test_show_takes_a_recipe(
     code, out, _ = run("show", recipe)
     assert code == 0
     assert "brief" in out.replace("|", "")
+
+
+def test_a_held_out_file_may_not_be_trained_on(run: Run, write: Write) -> None:
+    path = write(PAIR)
+    code, out, err = run("check", path, "--content", "--held-out", path)
+    assert code == 2
+    assert "no faults in 1 record" in out
+    assert "--held-out: " in err
+    assert "is also among the files to train on" in err
+
+
+@pytest.mark.parametrize("command", ["check", "convert"])
+def test_a_terminated_command_leaves_nothing(command: str, tmp_path: Path) -> None:
+    """The file is a pipe that never ends, so that the command is caught at work."""
+    pipe, out = tmp_path / "pairs.jsonl", tmp_path / "out.jsonl"
+    os.mkfifo(pipe)
+    words = ["--fix", str(out)] if command == "check" else [str(out), "--to", "trl"]
+    kind = ["--as", "preferences"]
+    started = subprocess.Popen(
+        [sys.executable, "-m", "amenable", "data", command, str(pipe), *words, *kind],
+        env={**os.environ, "PYTHONPATH": str(Path(cli.__file__).parents[2])},
+        stderr=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+    )
+    with pipe.open("w") as file:
+        file.write(f"{json.dumps(PAIR)}\n")
+        file.flush()
+        for _ in range(200):
+            if len(list(tmp_path.iterdir())) > 1:
+                break
+            time.sleep(0.05)
+        assert len(list(tmp_path.iterdir())) > 1, "it never began to write"
+        started.send_signal(signal.SIGTERM)
+        assert started.wait(20) == 128 + signal.SIGTERM
+    assert list(tmp_path.iterdir()) == [pipe]

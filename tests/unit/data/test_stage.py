@@ -336,6 +336,7 @@ def test_the_report_tells_counts_lengths_and_sources(run: Any, write: Any) -> No
             "rows": 32,
             "dropped": {},
             "coerced": {},
+            "examples": [],
             "formats": {files[0]: "native"},
         }
     }

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import fields, replace
 from typing import Any
 
-from amenable.config.data import PromptColumns
+from amenable.config.data import PreferenceColumns, PromptColumns
 from amenable.data.reading.json_records import Json
 from amenable.data.reading.read_log import listed, shown
 from amenable.data.reading.records import Row
@@ -96,6 +96,24 @@ def _choice(row: Row, value: object, column: str, verdicts: tuple[str, ...]) -> 
     return "tie" if place == 2 else place
 
 
+def _unknown_verdict(row: Row, columns: PromptColumns) -> DataError | None:
+    """The fault of a verdict other than 0, 1 and "tie" where the map does not say what it means.
+
+    A column of 1 and 2 would, with the 2 dropped, give every label the wrong way round.
+    """
+    if not isinstance(columns, PreferenceColumns) or not columns.choice or columns.choice_values:
+        return None
+    verdict = row.values.get("choice")
+    texts = ("0", "1", "tie") if row.textual else ("tie",)
+    if type(verdict) not in (int, str) or verdict in (0, 1, *texts):
+        return None  # right, or the fault of this row alone
+    return row.fault(
+        columns.choice,
+        f'found {shown(verdict)}; expected 0, 1 or "tie"; name the verdicts in choice_values, that '
+        'for candidate_0 first: choice_values = ["1", "2"]',
+    )
+
+
 def rows(records: Iterator[Row], columns: PromptColumns) -> Iterator[Row]:
     """`native_row` of each; a fault goes to the log and the next row is taken."""
     for record in records:
@@ -104,4 +122,7 @@ def rows(records: Iterator[Row], columns: PromptColumns) -> Iterator[Row]:
         except DataError as error:
             record.log.fault(error, record.values)
         else:
+            if unknown := _unknown_verdict(row, columns):
+                record.log.fault(unknown)  # of the map, not of the row: nothing may be dropped
+                return
             yield row

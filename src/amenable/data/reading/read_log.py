@@ -17,6 +17,7 @@ MAX_EXAMPLES = 20
 _KINDS = r"nothing|an? (?:number|text|list|object|truth value)"
 _FOUND = re.compile(rf"^found .* \(({_KINDS})\)", re.DOTALL)
 _QUOTED = re.compile(r"'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"", re.DOTALL)
+_PLACES = re.compile(r"\[\d+\]")
 _NUMBER = re.compile(r"(?<![\w-])\d[\d,.]*")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
@@ -105,7 +106,7 @@ def reason_of(error: DataError) -> str:
         message = _NUMBER.sub("N", begin)
     if not error.field:
         return message.strip()
-    named = f"field {re.sub('[0-9]+', '', error.field)!r}"
+    named = f"field {_PLACES.sub('[]', error.field)!r}"
     return f"{named}{' ' if message.startswith('is ') else ': '}{message.strip()}"
 
 

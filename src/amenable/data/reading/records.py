@@ -137,9 +137,15 @@ def iter_records(source: Source, log: ReadLog) -> Generator[Row]:
             return
         records = container = Container(file, source.name, faults, log.coerce)
         textual = container.is_textual
+    last = repeated = 0
     for line, values in records:
         log.records += 1
-        yield Row(values, path, line, label, log, textual)
+        if line != last:
+            last, repeated = line, 0
+            yield Row(values, path, line, label, log, textual)
+        else:  # several elements of an array stand on one line
+            repeated += 1
+            yield Row(values, path, line, f"{label}/{repeated + 1}", log, textual)
     if not (line or faults.count):
         faults("the file has no rows; write one JSON object a line or leave it out", None, b"")
 

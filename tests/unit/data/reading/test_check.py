@@ -267,7 +267,7 @@ def test_a_column_map_is_followed(write: Write) -> None:
     columns = PreferenceColumns(input_text="q", candidate_0="a", candidate_1="b", choice="best")
     rows = [{"q": "Q", "a": "A", "b": "B", "best": best} for best in (0, 1, 7)]
     report = check_files(PreferenceSource(files=(str(write(*rows)),), columns=columns))
-    assert [(fault.line, fault.field) for fault in report.faults] == [(3, "choice")]
+    assert [(fault.line, fault.field) for fault in report.faults] == [(3, "best")]
     assert report.files[0].format == "column map"
 
 

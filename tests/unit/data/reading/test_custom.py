@@ -231,3 +231,13 @@ def test_current_directory_is_looked_in(folder: Path, monkeypatch: pytest.Monkey
 
 def test_drop_has_a_reason() -> None:
     assert Drop("why").reason == "why"
+
+
+def test_a_reader_may_import_what_lies_beside_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    (tmp_path / "helper_of_mine.py").write_text("ANSWER = 'Hi.'\n")
+    reader = tmp_path / "mine.py"
+    reader.write_text("import helper_of_mine\n\ndef pairs(records):\n    return records\n")
+    assert callable(load_reader(f"{reader}:pairs"))

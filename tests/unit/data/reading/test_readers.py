@@ -15,7 +15,7 @@ from amenable.data.formats.native import (
     preference_to_row,
     prompt_to_row,
 )
-from amenable.data.reading.read_log import ReadLog
+from amenable.data.reading.read_log import DroppingLog, ReadLog
 from amenable.data.reading.readers import (
     iter_items,
     iter_preferences,
@@ -297,3 +297,21 @@ def test_other_keys_that_a_native_row_of_the_kind_has_are_renamed(
     kept = {"output_text": "A"} if kind == "prompts" else {}
     assert prompt.meta == {**kept, **renamed}
     assert sum(log.coerced.values()) == sum(name.startswith("other") for name in renamed)
+
+
+def test_rows_of_an_array_on_one_line_have_ids_of_their_own(tmp_path: Path) -> None:
+    path = tmp_path / "rows.json"
+    rows = [{**PAIR, "input_text": f"Question {n}"} for n in range(3)]
+    path.write_text(json.dumps(rows))
+    ids = [row.prompt.id for row in read_preferences([path])]
+    assert ids == ["rows:1", "rows/2:1", "rows/3:1"]
+
+
+@pytest.mark.parametrize("log", [ReadLog(), DroppingLog()])
+def test_a_mapped_verdict_of_1_and_2_needs_its_meaning(write: Write, log: ReadLog) -> None:
+    """With the 2 dropped, every label that is left would be the wrong way round."""
+    rows = [{**PAIR, "choice": None, "label": label} for label in (1, 1, 2)]
+    columns = PreferenceColumns(choice="label")
+    source = PreferenceSource(files=(str(write(*rows)),), columns=columns)
+    with pytest.raises(DataError, match=r":3: field 'label': found 2 .* choice_values = "):
+        list(iter_preferences(source, log))
