@@ -16,9 +16,10 @@ from torch import Tensor
 pytest.importorskip("torchtune", reason="in an environment of its own: make test-peers")
 
 from torchtune.rlhf import estimate_advantages, get_rewards_ppo
-from torchtune.rlhf.loss import PPOLoss
+from torchtune.rlhf.loss import DPOLoss, PPOLoss
 
 from amenable.losses.advantages import gae, shape_rewards
+from amenable.losses.direct_preference import conservative_dpo_loss, dpo_loss
 from amenable.losses.kl import k1
 from amenable.losses.masked import masked_mean, masked_whiten
 from amenable.losses.policy import clipped_tokens, ppo_policy_loss, ratios
@@ -96,3 +97,17 @@ def test_gae_before_whitening() -> None:
     _, their_returns = estimate_advantages(values * MASK, rewards * MASK, 0.97, 0.9, MASK)
     advantages, _ = gae(rewards, values, MASK, 0.97, 0.9)
     assert_same("advantages", advantages, their_returns - values * MASK)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+def test_dpo(smoothing: float) -> None:
+    """TRL 1.16 has no label smoothing in its DPO; torchtune's is that of conservative DPO."""
+    sums = [(numbers(seed, 5.0)[:, 0] - 20).requires_grad_() for seed in range(4)]
+    theirs, _, _ = DPOLoss(0.3, smoothing)(*sums)
+    ours = conservative_dpo_loss(*sums, beta=0.3, label_smoothing=smoothing)
+    assert_same(f"DPO, smoothing {smoothing}", ours, theirs)
+    if smoothing == 0:
+        assert_same("plain DPO", dpo_loss(*sums, beta=0.3), theirs)
+    grads = [torch.autograd.grad(x.sum(), sums[:2]) for x in (ours, theirs)]
+    for mine, other in zip(*grads, strict=True):
+        assert_same("gradient", mine, other)

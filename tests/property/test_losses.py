@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from amenable.losses.advantages import gae, group_relative, leave_one_out, shape_rewards
+from amenable.losses.direct_preference import dpo_loss
 from amenable.losses.kl import adaptive_kl_coef, k1, k2, k3, sequence_kl
 from amenable.losses.likelihood import (
     cross_entropy,
@@ -19,7 +20,7 @@ from amenable.losses.likelihood import (
 )
 from amenable.losses.masked import masked_mean, masked_sum, masked_var, masked_whiten
 from amenable.losses.policy import clipped_tokens, ppo_policy_loss, ratios
-from amenable.losses.preference import bradley_terry_loss, centring_loss, dpo_loss, tie_loss
+from amenable.losses.preference import bradley_terry_loss, centring_loss, tie_loss
 from amenable.losses.value import explained_variance, value_loss
 
 from .strategies import groups, pairs, tensors, token_batches

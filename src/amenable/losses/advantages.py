@@ -19,6 +19,7 @@ from amenable.losses.checks import (
     check_precise,
     check_same_shape,
 )
+from amenable.losses.masked import masked_whiten
 
 STD_EPS = 1e-4
 
@@ -144,6 +145,66 @@ def leave_one_out(scores: Float[Tensor, "P G"]) -> Float[Tensor, "P G"]:
     _check_groups(scores)
     others = (scores.sum(dim=1, keepdim=True) - scores) / (scores.shape[1] - 1)
     return scores - others
+
+
+def reinforce_plus_plus(
+    rewards: Float[Tensor, "N C"], mask: Bool[Tensor, "N C"], gamma: float = 1.0
+) -> Float[Tensor, "N C"]:
+    """Returns whitened over all tokens of the batch, without groups or a critic, as in REINFORCE++.
+
+    G_t = sum_{u >= t} gamma^(u - t) r_u;  A = (G - mean G) / std G, over the batch's real tokens
+
+    Args:
+        rewards: [N, C] units of reward, from `shape_rewards` with its KL penalty (k1 in the paper).
+        mask: [N, C] True at real tokens, contiguous from column 0, of the whole roll-out batch.
+        gamma: discount a token, in [0, 1].
+
+    Returns:
+        [N, C] in standard deviations; 0 where the mask is False, and throughout where all returns
+        are equal.
+
+    Raises:
+        ValueError: wrong ranks, shapes or dtypes, a mask with a gap, or a gamma outside [0, 1].
+
+    Source: Hu et al. 2025, arXiv:2501.03262, section 3 (REINFORCE++). The batch's mean and
+    deviation contain the completion itself, a bias of order 1 / N.
+    """
+    check_same_shape(2, rewards=rewards, mask=mask)
+    check_precise(rewards=rewards)
+    check_leading_mask(mask)
+    check_fraction(gamma=gamma)
+    return masked_whiten(_discounted_sums(torch.where(mask, rewards, 0.0), gamma), mask)
+
+
+def reinforce_plus_plus_baseline(
+    scores: Float[Tensor, "P G"], mask: Bool[Tensor, "N C"]
+) -> Float[Tensor, "N C"]:
+    """Scores less their group's mean, whitened over all tokens of the batch.
+
+    A_nt = (a_n - mean a) / std a,  a_pg = s_pg - mean_g s_pg,  n = p G + g, over real tokens
+
+    The KL is a term of the loss here (k2 in the paper). To have it in the reward, call
+    `reinforce_plus_plus(shape_rewards(group_relative(scores, None).flatten(), kl, ...), ...)`.
+
+    Args:
+        scores: [P, G] units of reward, G at least 2.
+        mask: [N, C] True at real tokens; row p G + g is completion g of prompt p.
+
+    Returns:
+        [N, C] in standard deviations, the same at all real tokens of a completion; 0 where the mask
+        is False, and throughout where the scores do not differ within any prompt.
+
+    Raises:
+        ValueError: wrong ranks, shapes or dtypes, fewer than two completions a prompt, or another
+            number of rows than scores.
+
+    Source: Hu et al. 2025, arXiv:2501.03262, section 3 (REINFORCE++ with baseline).
+    """
+    check_same_shape(2, mask=mask)
+    centred = group_relative(scores, scale=None)
+    if centred.numel() != mask.shape[0]:
+        raise ValueError(f"mask has {mask.shape[0]} rows for {centred.numel()} scores")
+    return masked_whiten(centred.reshape(-1, 1).expand(mask.shape), mask)
 
 
 def _last_tokens(mask: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 PRECISE = (torch.float32, torch.float64)
+COUNTS = (torch.int32, torch.int64)
 
 
 def check_same_shape(rank: int | None = None, /, **tensors: Tensor) -> None:
@@ -60,8 +61,37 @@ def check_mask(mask: Tensor) -> None:
     Raises:
         ValueError: another dtype, for example the integer attention mask of a tokenizer.
     """
-    if mask.dtype != torch.bool:
-        raise ValueError(f"mask must be bool, is {mask.dtype}; call .bool() first")
+    check_bool(mask=mask)
+
+
+def check_bool(**tensors: Tensor) -> None:
+    """Check that all tensors are boolean.
+
+    Args:
+        **tensors: the tensors by the names that the message uses.
+
+    Raises:
+        ValueError: a tensor has another dtype.
+    """
+    for name, tensor in tensors.items():
+        if tensor.dtype != torch.bool:
+            raise ValueError(f"{name} must be bool, is {tensor.dtype}; call .bool() first")
+
+
+def check_counts(**tensors: Tensor) -> None:
+    """Check that all tensors are counts: whole numbers, none negative.
+
+    Args:
+        **tensors: the tensors by the names that the message uses.
+
+    Raises:
+        ValueError: a tensor has a dtype that is not an integer's, or a negative entry.
+    """
+    for name, tensor in tensors.items():
+        if tensor.dtype not in COUNTS:
+            raise ValueError(f"{name} must be int32 or int64, is {tensor.dtype}")
+        if bool((tensor < 0).any()):
+            raise ValueError(f"{name} must not be negative, has {int(tensor.min())}")
 
 
 def check_leading_mask(mask: Tensor) -> None:
@@ -109,3 +139,31 @@ def check_fraction(**numbers: float) -> None:
     for name, number in numbers.items():
         if not 0 <= number <= 1:
             raise ValueError(f"{name} must be in [0, 1], is {number}")
+
+
+def check_not_negative(**numbers: float) -> None:
+    """Check that all numbers are at least zero.
+
+    Args:
+        **numbers: the numbers by the names that the message uses.
+
+    Raises:
+        ValueError: a number is negative or not a number.
+    """
+    for name, number in numbers.items():
+        if not number >= 0:
+            raise ValueError(f"{name} must not be negative, is {number}")
+
+
+def check_below_half(**numbers: float) -> None:
+    """Check that all numbers lie in [0, 0.5): shares of wrong labels that leave a majority right.
+
+    Args:
+        **numbers: the numbers by the names that the message uses.
+
+    Raises:
+        ValueError: a number lies outside or is not a number.
+    """
+    for name, number in numbers.items():
+        if not 0 <= number < 0.5:
+            raise ValueError(f"{name} must be in [0, 0.5), is {number}")

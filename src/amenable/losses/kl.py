@@ -1,9 +1,18 @@
 """Estimators of KL(policy || reference) from sampled tokens, and the controller of its weight.
 
 With d = logprobs - ref_logprobs at tokens drawn from the policy: E[k1] = E[k3] = KL, and k2 is
-close to it where KL is small. As a term of the reward k1 is right; as a loss each has another
-gradient (John Schulman, "Approximating KL divergence", 2020,
-http://joschu.net/blog/kl-approx.html). N completions, C completion tokens; unreduced, [N, C].
+close to it where KL is small (John Schulman, "Approximating KL divergence", 2020,
+http://joschu.net/blog/kl-approx.html). As a term of the reward k1 is right. As a term of the loss
+an unbiased value is no unbiased gradient; over tokens of the policy at hand, the mean gradient of
+
+    k1  is 0
+    k2  is that of KL(policy || reference), the one that is meant
+    k3  is that of KL(reference || policy): another divergence with the same minimum
+    kl_loss  is that of KL(policy || reference), also once the policy has moved from the roll-out's
+
+Each of these takes a token as if it did not change what comes after it. Over several tokens even k2
+and kl_loss leave that out; only a KL inside the reward has ref exp(reward / coef) as its optimum.
+N completions, C completion tokens; unreduced, [N, C].
 """
 
 from __future__ import annotations
@@ -24,7 +33,7 @@ ERROR_LIMIT = 0.2
 def k1(logprobs: Float[Tensor, "N C"], ref_logprobs: Float[Tensor, "N C"]) -> Float[Tensor, "N C"]:
     """Log-ratio: unbiased, of either sign.
 
-    k1 = logprobs - ref_logprobs
+    k1 = logprobs - ref_logprobs;  gradient: grad logprobs, whose mean is 0
 
     Args:
         logprobs: [N, C] nats under the policy that sampled the tokens.
@@ -42,9 +51,9 @@ def k1(logprobs: Float[Tensor, "N C"], ref_logprobs: Float[Tensor, "N C"]) -> Fl
 
 
 def k2(logprobs: Float[Tensor, "N C"], ref_logprobs: Float[Tensor, "N C"]) -> Float[Tensor, "N C"]:
-    """Half the squared log-ratio: biased, never negative, of low variance.
+    """Half the squared log-ratio: biased, never negative, of low variance; its gradient is right.
 
-    k2 = (logprobs - ref_logprobs)^2 / 2
+    k2 = d^2 / 2;  gradient: d grad logprobs, whose mean is that of KL(policy || reference)
 
     Args:
         logprobs: [N, C] nats under the policy that sampled the tokens.
@@ -60,9 +69,10 @@ def k2(logprobs: Float[Tensor, "N C"], ref_logprobs: Float[Tensor, "N C"]) -> Fl
 
 
 def k3(logprobs: Float[Tensor, "N C"], ref_logprobs: Float[Tensor, "N C"]) -> Float[Tensor, "N C"]:
-    """Log-ratio with a control variate: unbiased and never negative.
+    """Log-ratio with a control variate: unbiased and never negative; its gradient is another's.
 
-    k3 = exp(-d) - 1 + d,  d = logprobs - ref_logprobs
+    k3 = exp(-d) - 1 + d,  d = logprobs - ref_logprobs;  gradient: (1 - exp(-d)) grad logprobs,
+    whose mean is that of KL(reference || policy)
 
     Args:
         logprobs: [N, C] nats under the policy that sampled the tokens.
@@ -77,6 +87,40 @@ def k3(logprobs: Float[Tensor, "N C"], ref_logprobs: Float[Tensor, "N C"]) -> Fl
     difference = k1(logprobs, ref_logprobs)
     excess = torch.expm1(-difference.clamp(min=-LOG_RATIO_LIMIT))
     return (excess + difference).clamp(min=0)  # rounding may leave -1e-16
+
+
+def kl_loss(
+    logprobs: Float[Tensor, "N C"],
+    old_logprobs: Float[Tensor, "N C"],
+    ref_logprobs: Float[Tensor, "N C"],
+) -> Float[Tensor, "N C"]:
+    """k3 weighted by the ratio to the roll-out's policy: right in its value and in its gradient.
+
+    loss = ratio k3,  ratio = exp(logprobs - old_logprobs), both with gradient
+
+    Over tokens of the roll-out's policy its mean is KL(policy || reference) of the present policy,
+    so its mean gradient is that KL's. At ratio 1 the gradient is d grad logprobs, k2's.
+
+    Args:
+        logprobs: [N, C] nats under the present policy; the gradient flows through these alone.
+        old_logprobs: [N, C] nats under the policy that sampled the tokens.
+        ref_logprobs: [N, C] nats under the reference.
+
+    Returns:
+        [N, C] nats, at least 0; finite, as both exponents are limited to 40.
+
+    Raises:
+        ValueError: wrong ranks, shapes or dtypes.
+
+    Source: DeepSeek-AI 2025, arXiv:2512.02556, section 3.1 (unbiased KL estimate).
+    """
+    check_same_shape(2, logprobs=logprobs, old_logprobs=old_logprobs, ref_logprobs=ref_logprobs)
+    check_precise(logprobs=logprobs, old_logprobs=old_logprobs, ref_logprobs=ref_logprobs)
+    limit = LOG_RATIO_LIMIT / 2  # the product of two exponentials
+    ratio = (logprobs - old_logprobs).clamp(-limit, limit).exp()
+    difference = logprobs - ref_logprobs
+    excess = torch.expm1(-difference.clamp(min=-limit)) + difference
+    return ratio * excess.clamp(min=0)
 
 
 def sequence_kl(kl: Float[Tensor, "N C"], mask: Bool[Tensor, "N C"]) -> Float[Tensor, " N"]:

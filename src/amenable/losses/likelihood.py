@@ -12,7 +12,13 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from amenable.losses.checks import check_mask, check_positive, check_precise, check_same_shape
+from amenable.losses.checks import (
+    check_counts,
+    check_mask,
+    check_positive,
+    check_precise,
+    check_same_shape,
+)
 from amenable.losses.masked import masked_sum
 
 
@@ -87,6 +93,27 @@ def sequence_logprobs(
     check_same_shape(2, logprobs=logprobs, mask=mask)
     check_precise(logprobs=logprobs)
     return masked_sum(logprobs, mask, dim=1)
+
+
+def mean_logprobs(
+    sequence_logprobs: Float[Tensor, " N"], tokens: Int[Tensor, " N"]
+) -> Float[Tensor, " N"]:
+    """Log-probability a token: the completion's sum over its number of real tokens.
+
+    Args:
+        sequence_logprobs: [N] nats, summed over real tokens.
+        tokens: [N] real tokens of each completion, its end-of-sequence token included.
+
+    Returns:
+        [N] nats a token; 0 for a completion without real tokens, whose sum is 0.
+
+    Raises:
+        ValueError: wrong ranks, shapes or dtypes, or a negative count.
+    """
+    check_same_shape(1, sequence_logprobs=sequence_logprobs, tokens=tokens)
+    check_precise(sequence_logprobs=sequence_logprobs)
+    check_counts(tokens=tokens)
+    return sequence_logprobs / tokens.clamp(min=1)
 
 
 def cross_entropy(

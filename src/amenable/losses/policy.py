@@ -1,17 +1,20 @@
-"""The clipped policy-gradient loss. N completions, C completion tokens; unreduced, [N, C].
+"""Policy-gradient losses. N completions, C completion tokens; unreduced, [N, C].
 
-None of these takes a mask: reduce through `masked.py`. Log-ratios are limited to +-80, far outside
-any clip range, so that what lies under False in the mask cannot overflow into the gradient of what
-lies under True.
+Reduce through `masked.py` or with the weights of `aggregation.py`. Only GSPO, of one ratio for a
+whole completion, takes a mask. Log-ratios are limited to +-80, far outside any clip range, so that
+what lies under False in the mask cannot overflow into the gradient of what lies under True.
 """
 
 from __future__ import annotations
+
+import math
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 from amenable.losses.checks import check_positive, check_precise, check_same_shape
+from amenable.losses.masked import masked_mean
 
 LOG_RATIO_LIMIT = 80.0
 
@@ -39,40 +42,102 @@ def ratios(
     return (logprobs - old_logprobs).clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT).exp()
 
 
+def sequence_ratios(
+    logprobs: Float[Tensor, "N C"],
+    old_logprobs: Float[Tensor, "N C"],
+    mask: Bool[Tensor, "N C"],
+) -> Float[Tensor, "N C"]:
+    """GSPO's ratio: the geometric mean of a completion's token ratios, at each of its tokens.
+
+    s_n = exp(mean_t (logprobs_nt - old_logprobs_nt)), over real tokens
+
+    The gradient flows through the mean, so one token's log-probability moves the ratio by
+    s_n / L_n and all tokens of a completion share one fate under clipping.
+
+    Args:
+        logprobs: [N, C] nats under the present policy.
+        old_logprobs: [N, C] nats under the policy at roll-out.
+        mask: [N, C] True at real tokens.
+
+    Returns:
+        [N, C], the same number along each row; 1 for a completion without real tokens.
+
+    Raises:
+        ValueError: wrong ranks, shapes or dtypes.
+
+    Source: Zheng et al. 2025, arXiv:2507.18071, eq. 7.
+    """
+    check_same_shape(2, logprobs=logprobs, old_logprobs=old_logprobs, mask=mask)
+    check_precise(logprobs=logprobs, old_logprobs=old_logprobs)
+    log_ratios = masked_mean(logprobs - old_logprobs, mask, dim=1).unsqueeze(1)
+    return log_ratios.clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT).exp().expand_as(logprobs)
+
+
+def reinforce_loss(
+    logprobs: Float[Tensor, "N C"], advantages: Float[Tensor, "N C"]
+) -> Float[Tensor, "N C"]:
+    """Policy-gradient loss without ratio or clipping, for one update a roll-out.
+
+    loss = -A logprob
+
+    Args:
+        logprobs: [N, C] nats under the present policy, which must be the one that sampled the
+            tokens; the gradient flows through these alone.
+        advantages: [N, C] constants, in units of reward.
+
+    Returns:
+        [N, C]. Its value says nothing, its gradient is `ppo_policy_loss`'s at ratio 1.
+
+    Raises:
+        ValueError: wrong ranks, shapes or dtypes.
+
+    Source: Williams 1992; for language models Ahmadian et al. 2024, arXiv:2402.14740.
+    """
+    check_same_shape(2, logprobs=logprobs, advantages=advantages)
+    check_precise(logprobs=logprobs, advantages=advantages)
+    return -advantages * logprobs
+
+
 def ppo_policy_loss(
     logprobs: Float[Tensor, "N C"],
     old_logprobs: Float[Tensor, "N C"],
     advantages: Float[Tensor, "N C"],
-    clip_range: float,
+    clip_range: float | tuple[float, float],
+    dual_clip: float = math.inf,
 ) -> Float[Tensor, "N C"]:
     """Clipped surrogate loss of each token, to be minimised.
 
-    loss = max(-A ratio, -A clip(ratio, 1 - clip_range, 1 + clip_range))
+    loss = max(-A ratio, -A clip(ratio, 1 - low, 1 + high)), and at most -A dual_clip where A < 0
 
     Args:
         logprobs: [N, C] nats under the present policy; the gradient flows through these alone.
         old_logprobs: [N, C] nats under the policy at roll-out.
         advantages: [N, C] constants, in units of reward (or of its standard deviation once
             whitened).
-        clip_range: in (0, 1].
+        clip_range: in (0, 1], for both sides; or (low, high), DAPO's decoupled clip, with low in
+            (0, 1] and high above 0.
+        dual_clip: above 1; the ratio beyond which a bad token stops pushing. Infinity turns it off.
 
     Returns:
         [N, C] in the advantages' unit; -A where the policy has not moved.
 
     Raises:
-        ValueError: wrong ranks, shapes or dtypes, or a clip range outside (0, 1].
+        ValueError: wrong ranks, shapes or dtypes, a clip range outside (0, 1] (its high side: not
+            above 0), or a dual clip that is not above 1.
 
-    Source: Schulman et al. 2017, arXiv:1707.06347, eq. 7, with the sign turned.
+    Source: Schulman et al. 2017, arXiv:1707.06347, eq. 7, with the sign turned; two sides: Yu et
+    al. 2025, arXiv:2503.14476, eq. 10; dual clip: Ye et al. 2020, arXiv:1912.09729.
     """
-    plain, clipped = _surrogates(logprobs, old_logprobs, advantages, clip_range)
-    return torch.maximum(plain, clipped)
+    _check_actions(logprobs, advantages)
+    return _clipped_loss(ratios(logprobs, old_logprobs), advantages, clip_range, dual_clip)[0]
 
 
 def clipped_tokens(
     logprobs: Float[Tensor, "N C"],
     old_logprobs: Float[Tensor, "N C"],
     advantages: Float[Tensor, "N C"],
-    clip_range: float,
+    clip_range: float | tuple[float, float],
+    dual_clip: float = math.inf,
 ) -> Bool[Tensor, "N C"]:
     """Whether clipping changes the token's loss, that is stops its gradient.
 
@@ -81,25 +146,109 @@ def clipped_tokens(
         old_logprobs: as in `ppo_policy_loss`.
         advantages: as in `ppo_policy_loss`.
         clip_range: as in `ppo_policy_loss`.
+        dual_clip: as in `ppo_policy_loss`.
 
     Returns:
         [N, C] bool. A ratio outside the range counts only on the side that the advantage pushes it
-        to.
+        to, or where the dual clip holds it.
 
     Raises:
-        ValueError: wrong ranks, shapes or dtypes, or a clip range outside (0, 1].
+        ValueError: as `ppo_policy_loss`.
     """
-    plain, clipped = _surrogates(logprobs, old_logprobs, advantages, clip_range)
-    return clipped > plain
+    _check_actions(logprobs, advantages)
+    return _clipped_loss(ratios(logprobs, old_logprobs), advantages, clip_range, dual_clip)[1]
 
 
-def _surrogates(
-    logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, clip_range: float
+def gspo_policy_loss(
+    logprobs: Float[Tensor, "N C"],
+    old_logprobs: Float[Tensor, "N C"],
+    advantages: Float[Tensor, "N C"],
+    mask: Bool[Tensor, "N C"],
+    clip_range: float | tuple[float, float],
+) -> Float[Tensor, "N C"]:
+    """Clipped surrogate loss with one ratio a completion.
+
+    loss_nt = max(-A_nt s_n, -A_nt clip(s_n, 1 - low, 1 + high)),  s from `sequence_ratios`
+
+    The paper's objective is that of one advantage a completion, the same at all its tokens, and of
+    the "sequence" weights of `token_weights`, under which a completion's tokens add up to its loss.
+
+    Args:
+        logprobs: [N, C] nats under the present policy; the gradient flows through these alone.
+        old_logprobs: [N, C] nats under the policy at roll-out.
+        advantages: [N, C] constants, in units of reward or of its standard deviation.
+        mask: [N, C] True at real tokens.
+        clip_range: as in `ppo_policy_loss`; ratios of whole completions move far less than those of
+            tokens, the paper's range is (3e-4, 4e-4).
+
+    Returns:
+        [N, C] in the advantages' unit; what lies where the mask is False is to be left out.
+
+    Raises:
+        ValueError: wrong ranks, shapes or dtypes, or a clip range out of bounds.
+
+    Source: Zheng et al. 2025, arXiv:2507.18071, eq. 5.
+    """
+    _check_actions(logprobs, advantages)
+    ratio = sequence_ratios(logprobs, old_logprobs, mask)
+    return _clipped_loss(ratio, advantages, clip_range, math.inf)[0]
+
+
+def gspo_clipped_tokens(
+    logprobs: Float[Tensor, "N C"],
+    old_logprobs: Float[Tensor, "N C"],
+    advantages: Float[Tensor, "N C"],
+    mask: Bool[Tensor, "N C"],
+    clip_range: float | tuple[float, float],
+) -> Bool[Tensor, "N C"]:
+    """Whether clipping stops the gradient of the token's completion.
+
+    Args:
+        logprobs: as in `gspo_policy_loss`.
+        old_logprobs: as in `gspo_policy_loss`.
+        advantages: as in `gspo_policy_loss`.
+        mask: as in `gspo_policy_loss`.
+        clip_range: as in `gspo_policy_loss`.
+
+    Returns:
+        [N, C] bool.
+
+    Raises:
+        ValueError: as `gspo_policy_loss`.
+    """
+    _check_actions(logprobs, advantages)
+    ratio = sequence_ratios(logprobs, old_logprobs, mask)
+    return _clipped_loss(ratio, advantages, clip_range, math.inf)[1]
+
+
+def _clipped_loss(
+    ratio: Tensor, advantages: Tensor, clip_range: float | tuple[float, float], dual_clip: float
 ) -> tuple[Tensor, Tensor]:
+    low, high = _clip_sides(clip_range)
+    if not dual_clip > 1:
+        raise ValueError(f"dual_clip must be above 1, is {dual_clip}")
+    plain = -advantages * ratio
+    clipped = -advantages * ratio.clamp(1 - low, 1 + high)
+    loss, held = torch.maximum(plain, clipped), clipped > plain
+    if math.isinf(dual_clip):
+        return loss, held
+    most = torch.where(advantages < 0, -advantages * dual_clip, math.inf)
+    return torch.minimum(loss, most), held | (loss > most)
+
+
+def _clip_sides(clip_range: float | tuple[float, float]) -> tuple[float, float]:
+    if isinstance(clip_range, tuple):
+        low, high = clip_range
+        check_positive(clip_range_low=low, clip_range_high=high)
+        if low > 1:
+            raise ValueError(f"clip_range_low must be at most 1, is {low}")
+        return low, high
     check_positive(clip_range=clip_range)
     if clip_range > 1:
         raise ValueError(f"clip_range must be at most 1, is {clip_range}")
+    return clip_range, clip_range
+
+
+def _check_actions(logprobs: Tensor, advantages: Tensor) -> None:
     check_same_shape(2, logprobs=logprobs, advantages=advantages)
     check_precise(advantages=advantages)
-    ratio = ratios(logprobs, old_logprobs)
-    return -advantages * ratio, -advantages * ratio.clamp(1 - clip_range, 1 + clip_range)

@@ -1,43 +1,56 @@
-"""Losses on pairs of completions of one prompt. N pairs; every loss is unreduced, [N]."""
+"""Losses of reward models on pairs of completions. N pairs; every loss is unreduced, [N]."""
 
 from __future__ import annotations
 
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from amenable.losses.checks import check_positive, check_precise, check_same_shape
+from amenable.losses.checks import (
+    check_below_half,
+    check_counts,
+    check_precise,
+    check_same_shape,
+)
 
 
 def bradley_terry_loss(
     chosen: Float[Tensor, " N"],
     rejected: Float[Tensor, " N"],
     margin: Float[Tensor, " N"] | None = None,
+    label_smoothing: float = 0.0,
 ) -> Float[Tensor, " N"]:
     """Negative log-likelihood that the chosen completion is preferred.
 
-    loss_i = -log sigmoid(chosen_i - rejected_i - margin_i)
+    loss_i = -(1 - label_smoothing) log sigmoid(lead_i) - label_smoothing log sigmoid(-lead_i),
+    lead_i = chosen_i - rejected_i - margin_i
 
     Args:
         chosen: [N] reward-model scores in logits, any real number.
         rejected: [N] scores of the completions not picked, same scale.
         margin: [N] by how much the chosen score should lead; None is 0.
+        label_smoothing: share of the labels taken to be wrong, in [0, 0.5). Above 0 the loss has a
+            minimum, at a lead of log((1 - label_smoothing) / label_smoothing).
 
     Returns:
         [N] nats per comparison; log 2 where the scores are equal and there is no margin.
 
     Raises:
-        ValueError: wrong ranks, shapes or dtypes.
+        ValueError: wrong ranks, shapes or dtypes, or a smoothing outside [0, 0.5).
 
     Source: Bradley and Terry 1952; Ouyang et al. 2022, arXiv:2203.02155, eq. 1 (K = 2); the margin
-    is that of Touvron et al. 2023, arXiv:2307.09288, eq. 2.
+    is that of Touvron et al. 2023, arXiv:2307.09288, eq. 2; label smoothing as in Wang et al. 2024,
+    arXiv:2401.06080.
     """
+    check_below_half(label_smoothing=label_smoothing)
     lead = _difference(chosen, rejected)
     if margin is not None:
         check_same_shape(1, chosen=chosen, margin=margin)
         check_precise(margin=margin)
         lead = lead - margin
-    return -logsigmoid(lead)
+    if label_smoothing == 0:
+        return -logsigmoid(lead)
+    return -(1 - label_smoothing) * logsigmoid(lead) - label_smoothing * logsigmoid(-lead)
 
 
 def tie_loss(first: Float[Tensor, " N"], second: Float[Tensor, " N"]) -> Float[Tensor, " N"]:
@@ -83,38 +96,44 @@ def centring_loss(
     return (chosen + rejected).square()
 
 
-def dpo_loss(
-    policy_chosen: Float[Tensor, " N"],
-    policy_rejected: Float[Tensor, " N"],
-    ref_chosen: Float[Tensor, " N"],
-    ref_rejected: Float[Tensor, " N"],
-    beta: float,
+def length_margin(
+    chosen_tokens: Int[Tensor, " N"],
+    rejected_tokens: Int[Tensor, " N"],
+    weight: float | Float[Tensor, ""],
 ) -> Float[Tensor, " N"]:
-    """Negative log-likelihood of the choice under the reward that the policy itself implies.
+    """Margin that lets length, and not the score, account for a liking of longer completions.
 
-    loss_i = -log sigmoid(beta ((policy_chosen - ref_chosen) - (policy_rejected - ref_rejected))_i)
+    margin_i = -weight (chosen_tokens_i - rejected_tokens_i)
+
+    `bradley_terry_loss(chosen, rejected, length_margin(...))` is then
+    -log sigmoid(chosen - rejected + weight (chosen_tokens - rejected_tokens)): a choice that its
+    length explains moves the scores less, one against its length more.
 
     Args:
-        policy_chosen: [N] sequence log-probabilities of the chosen completions, nats, summed over
-            real tokens.
-        policy_rejected: [N] the same of the rejected ones.
-        ref_chosen: [N] the same under the frozen reference.
-        ref_rejected: [N] the same under the frozen reference.
-        beta: above 0; the weight of the KL term in the objective that is solved.
+        chosen_tokens: [N] real tokens of the chosen completions.
+        rejected_tokens: [N] real tokens of the others.
+        weight: logits a token; above 0 where raters like long completions. A scalar tensor is
+            learned with the scores, as a second expert that sees nothing but the length.
 
     Returns:
-        [N] nats per comparison; log 2 where policy and reference agree.
+        [N] logits, of the weight's dtype (float32 for a number); 0 where the lengths are equal.
 
     Raises:
-        ValueError: wrong ranks, shapes or dtypes, or a beta that is not above 0.
+        ValueError: wrong ranks, shapes or dtypes, a negative count, or a weight that is a tensor
+            and no scalar.
 
-    Source: Rafailov et al. 2023, arXiv:2305.18290, eq. 7.
+    Source: Park et al. 2024, arXiv:2403.19159 (R-DPO), the term alpha |y_w| - alpha |y_l|; with a
+    learned weight the product of experts of Shen et al. 2023, arXiv:2310.05199, whose biased expert
+    is linear in length. Departure: on a reward model's scores in place of the implicit ones.
     """
-    check_positive(beta=beta)
-    policy_lead = _difference(policy_chosen, policy_rejected)
-    ref_lead = _difference(ref_chosen, ref_rejected)
-    check_same_shape(1, policy_chosen=policy_chosen, ref_chosen=ref_chosen)
-    return -logsigmoid(beta * (policy_lead - ref_lead))
+    check_same_shape(1, chosen_tokens=chosen_tokens, rejected_tokens=rejected_tokens)
+    check_counts(chosen_tokens=chosen_tokens, rejected_tokens=rejected_tokens)
+    excess = chosen_tokens - rejected_tokens
+    if not isinstance(weight, Tensor):
+        return -weight * excess.float()
+    check_same_shape(0, weight=weight)
+    check_precise(weight=weight)
+    return -weight * excess
 
 
 def _difference(first: Tensor, second: Tensor) -> Tensor:

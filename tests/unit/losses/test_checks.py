@@ -4,9 +4,13 @@ import pytest
 import torch
 
 from amenable.losses.checks import (
+    check_below_half,
+    check_bool,
+    check_counts,
     check_fraction,
     check_leading_mask,
     check_mask,
+    check_not_negative,
     check_positive,
     check_precise,
     check_same_shape,
@@ -66,3 +70,23 @@ def test_numbers_outside_the_unit_interval_are_refused(number: float) -> None:
     check_fraction(gamma=0.0, gae_lambda=1.0)
     with pytest.raises(ValueError, match=r"gamma must be in \[0, 1\], is"):
         check_fraction(gamma=number)
+
+
+def test_booleans_counts_and_shares_pass() -> None:
+    check_bool(tied=torch.zeros(2).bool())
+    check_counts(tokens=torch.tensor([0, 3], dtype=torch.int32), none=torch.zeros(0).long())
+    check_not_negative(margin=0.0)
+    check_below_half(flip_rate=0.499)
+
+
+def test_booleans_counts_and_shares_are_named_where_wrong() -> None:
+    with pytest.raises(ValueError, match=r"tied must be bool, is torch\.int64; call"):
+        check_bool(tied=torch.zeros(2).long())
+    with pytest.raises(ValueError, match=r"tokens must be int32 or int64, is torch\.float32"):
+        check_counts(tokens=torch.zeros(2))
+    with pytest.raises(ValueError, match="tokens must not be negative, has -3"):
+        check_counts(tokens=torch.tensor([1, -3]))
+    with pytest.raises(ValueError, match="margin must not be negative, is nan"):
+        check_not_negative(margin=float("nan"))
+    with pytest.raises(ValueError, match=r"flip_rate must be in \[0, 0\.5\), is 0\.5"):
+        check_below_half(flip_rate=0.5)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.autograd import gradcheck
 
-from amenable.losses.kl import adaptive_kl_coef, k1, k2, k3, sequence_kl
+from amenable.losses.kl import adaptive_kl_coef, k1, k2, k3, kl_loss, sequence_kl
 
 LOG = math.log
 ESTIMATORS = [k1, k2, k3]
@@ -116,3 +116,97 @@ def test_wrong_sequence_kl_inputs_are_refused() -> None:
         sequence_kl(good.half(), good.bool())
     with pytest.raises(ValueError, match="mask must be bool"):
         sequence_kl(good, good.int())
+
+
+def mean_gradient(loss, sampler: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+    """Gradient with respect to the logits of the mean of loss(logprobs) over the sampler's tokens,
+    with all tokens of the vocabulary enumerated.
+    """
+    leaf = logits.clone().requires_grad_()
+    values = loss(leaf.log_softmax(0).unsqueeze(0)).squeeze(0)
+    return torch.autograd.grad((sampler * values).sum(), leaf)[0]
+
+
+LOGITS = torch.tensor([0.3, -1.2, 0.8, 0.1], dtype=torch.float64)
+REF = torch.tensor([-0.5, 0.4, 0.2, 1.5], dtype=torch.float64).log_softmax(0).unsqueeze(0)
+OLD = torch.tensor([0.0, -0.2, 0.5, 0.9], dtype=torch.float64).log_softmax(0).unsqueeze(0)
+
+
+def divergence_gradients() -> tuple[torch.Tensor, torch.Tensor]:
+    """Gradients of KL(policy || reference) and KL(reference || policy), by hand: p (d - KL) with
+    d = log p - log ref, and p - ref.
+    """
+    probabilities = LOGITS.softmax(0)
+    difference = probabilities.log() - REF[0]
+    kl = (probabilities * difference).sum()
+    return probabilities * (difference - kl), probabilities - REF[0].exp()
+
+
+def test_mean_gradients_as_losses() -> None:
+    """On tokens of the policy itself k1's is 0, k2's that of KL(policy || reference), k3's that of
+    KL(reference || policy).
+    """
+    reverse, forward = divergence_gradients()
+    policy = LOGITS.softmax(0)
+    close = torch.testing.assert_close
+    close(mean_gradient(lambda x: k1(x, REF), policy, LOGITS), torch.zeros_like(LOGITS))
+    close(mean_gradient(lambda x: k2(x, REF), policy, LOGITS), reverse)
+    close(mean_gradient(lambda x: k3(x, REF), policy, LOGITS), forward)
+    assert (forward - reverse).abs().max() > 0.01
+
+
+def test_kl_loss_has_the_kl_and_its_gradient_off_policy() -> None:
+    """Tokens of another policy than the present one: mean and gradient are the KL's all the same;
+    k2's gradient is then not.
+    """
+    reverse, _ = divergence_gradients()
+    sampler = OLD[0].exp()
+    logprobs = LOGITS.log_softmax(0).unsqueeze(0)
+    kl = (logprobs.exp() * (logprobs - REF)).sum()
+    mean = (sampler * kl_loss(logprobs, OLD, REF)).sum()
+    torch.testing.assert_close(mean, kl)
+    gradient = mean_gradient(lambda x: kl_loss(x, OLD, REF), sampler, LOGITS)
+    torch.testing.assert_close(gradient, reverse)
+    biased = mean_gradient(lambda x: k2(x, REF), sampler, LOGITS)
+    assert (biased - reverse).abs().max() > 0.01
+
+
+def test_kl_loss_on_policy_has_k2_s_gradient_token_by_token() -> None:
+    """Ratio 1: the value is k3's and the gradient d."""
+    logprobs = OLD.clone().requires_grad_()
+    losses = kl_loss(logprobs, OLD, REF)
+    torch.testing.assert_close(losses, k3(OLD, REF))
+    losses.sum().backward()
+    assert logprobs.grad is not None
+    torch.testing.assert_close(logprobs.grad, OLD - REF)
+
+
+def test_kl_loss_by_hand() -> None:
+    """Ratio 2 and d = log 2: 2 (1/2 - 1 + log 2)."""
+    one = torch.tensor([[0.5]]).log()
+    loss = kl_loss(one, one - LOG(2), one - LOG(2))
+    assert loss.item() == pytest.approx(2 * (LOG(2) - 0.5))
+
+
+def test_kl_loss_is_finite_and_differentiable_far_out() -> None:
+    logprobs = torch.tensor([[0.0, -1000.0, 0.0, -1000.0]], requires_grad=True)
+    old = torch.tensor([[-1000.0, 0.0, -1000.0, 0.0]])
+    values = kl_loss(logprobs, old, torch.tensor([[-1000.0, 0.0, 1000.0, -2000.0]]))
+    values.sum().backward()
+    assert logprobs.grad is not None
+    assert torch.isfinite(values).all()
+    assert (values >= 0).all()
+    assert torch.isfinite(logprobs.grad).all()
+
+
+def test_kl_loss_gradients() -> None:
+    logprobs = LOGITS.log_softmax(0).unsqueeze(0).requires_grad_()
+    assert gradcheck(lambda x: kl_loss(x, OLD, REF), logprobs)
+
+
+def test_wrong_kl_loss_inputs_are_refused() -> None:
+    good = torch.zeros(2, 3)
+    with pytest.raises(ValueError, match=r"old_logprobs \(1, 3\)"):
+        kl_loss(good, good[:1], good)
+    with pytest.raises(ValueError, match="old_logprobs must be float32 or float64"):
+        kl_loss(good, good.half(), good)

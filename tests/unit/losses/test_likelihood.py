@@ -8,12 +8,14 @@ from torch.autograd import gradcheck
 
 from amenable.losses.likelihood import (
     cross_entropy,
+    mean_logprobs,
     sequence_logprobs,
     token_entropy,
     token_logprobs,
 )
 
 LOG = math.log
+NAN = float("nan")
 # probabilities 1/8, 2/8, 5/8 and 1/3, 1/3, 1/3
 LOGITS = torch.tensor([[[0.0, LOG(2), LOG(5)], [7.0, 7.0, 7.0]]])
 
@@ -134,3 +136,27 @@ def test_wrong_logprobs_are_refused(function) -> None:
         function(logprobs.bfloat16(), mask)
     with pytest.raises(ValueError, match="mask must be bool"):
         function(logprobs, mask.long())
+
+
+def test_mean_logprobs_by_hand() -> None:
+    """-6 over 3, -5 over 2; no token, no log-probability."""
+    sums, counts = torch.tensor([-6.0, -5.0, 0.0]), torch.tensor([3, 2, 0])
+    assert mean_logprobs(sums, counts).tolist() == [-2, -2.5, 0]
+
+
+def test_mean_logprobs_equal_slicing() -> None:
+    logprobs = torch.tensor([[-1.0, -3.0, NAN], [-2.0, NAN, NAN]])
+    mask = torch.tensor([[True, True, False], [True, False, False]])
+    assert mean_logprobs(sequence_logprobs(logprobs, mask), mask.sum(1)).tolist() == [-2, -2]
+
+
+def test_wrong_counts_are_refused() -> None:
+    sums, counts = torch.zeros(2), torch.ones(2, dtype=torch.int64)
+    with pytest.raises(ValueError, match=r"tokens \(1,\)"):
+        mean_logprobs(sums, counts[:1])
+    with pytest.raises(ValueError, match="tokens must be int32 or int64"):
+        mean_logprobs(sums, sums)
+    with pytest.raises(ValueError, match="sequence_logprobs must be float32 or float64"):
+        mean_logprobs(sums.half(), counts)
+    with pytest.raises(ValueError, match="tokens must not be negative"):
+        mean_logprobs(sums, -counts)

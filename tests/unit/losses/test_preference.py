@@ -6,7 +6,12 @@ import pytest
 import torch
 from torch.autograd import gradcheck
 
-from amenable.losses.preference import bradley_terry_loss, centring_loss, dpo_loss, tie_loss
+from amenable.losses.preference import (
+    bradley_terry_loss,
+    centring_loss,
+    length_margin,
+    tie_loss,
+)
 
 LOG = math.log
 
@@ -59,43 +64,18 @@ def test_centring_by_hand() -> None:
     assert losses.tolist() == [9, 0]
 
 
-def test_dpo_by_hand() -> None:
-    """Log-ratios +2 and -1 lead by 3; beta = log(3) / 3 makes that log 3, so the loss log 4/3."""
-    losses = dpo_loss(*torch.tensor([[-10.0], [-21.0], [-12.0], [-20.0]]), beta=LOG(3) / 3)
-    assert losses.tolist() == pytest.approx([LOG(4 / 3)], rel=1e-6)
-
-
-def test_dpo_of_the_reference_itself_is_log_two() -> None:
-    chosen, rejected = torch.tensor([-10.0, -300.0]), torch.tensor([-20.0, -5.0])
-    losses = dpo_loss(chosen, rejected, chosen, rejected, beta=0.3)
-    assert losses.tolist() == pytest.approx([LOG(2), LOG(2)])
-
-
-def test_dpo_gradient_where_policy_is_reference() -> None:
-    """-beta / 2 on the chosen and +beta / 2 on the rejected log-probability."""
-    chosen = torch.tensor([-10.0], requires_grad=True)
-    rejected = torch.tensor([-20.0], requires_grad=True)
-    dpo_loss(chosen, rejected, torch.tensor([-10.0]), torch.tensor([-20.0]), 0.1).sum().backward()
-    assert chosen.grad is not None
-    assert rejected.grad is not None
-    assert (chosen.grad.item(), rejected.grad.item()) == pytest.approx((-0.05, 0.05))
-
-
-def test_dpo_at_the_extremes() -> None:
-    """Sequence log-probabilities of thousands of nats stay finite."""
-    losses = dpo_loss(*torch.tensor([[-9e3, 0.0], [0.0, -9e3], [0.0, 0.0], [0.0, 0.0]]), beta=1.0)
-    assert losses.tolist() == [9e3, 0]
-
-
 def test_gradients() -> None:
     generator = torch.Generator().manual_seed(0)
-    a, b, c, d = torch.randn(4, 3, generator=generator, dtype=torch.float64)
+    a, b, c = torch.randn(3, 3, generator=generator, dtype=torch.float64)
     a.requires_grad_()
     b.requires_grad_()
     assert gradcheck(lambda x, y: bradley_terry_loss(x, y, c), (a, b))
     assert gradcheck(tie_loss, (a, b))
     assert gradcheck(centring_loss, (a, b))
-    assert gradcheck(lambda x, y: dpo_loss(x, y, c, d, 0.5), (a, b))
+    assert gradcheck(lambda x, y: bradley_terry_loss(x, y, c, 0.2), (a, b))
+    weight = torch.tensor(0.1, dtype=torch.float64, requires_grad=True)
+    counts = torch.tensor([3, 5, 2])
+    assert gradcheck(lambda w: length_margin(counts, counts.flip(0), w), weight)
 
 
 @pytest.mark.parametrize("function", [bradley_terry_loss, tie_loss, centring_loss])
@@ -117,13 +97,65 @@ def test_wrong_margins_are_refused() -> None:
         bradley_terry_loss(scores, scores, torch.zeros(3, dtype=torch.int64))
 
 
-def test_wrong_dpo_inputs_are_refused() -> None:
-    three, one = torch.zeros(3), torch.zeros(1)
-    with pytest.raises(ValueError, match="beta must be above 0, is 0"):
-        dpo_loss(three, three, three, three, beta=0)
-    with pytest.raises(ValueError, match=r"policy_chosen \(3,\), ref_chosen \(1,\)"):
-        dpo_loss(three, three, one, one, beta=0.1)
+def test_label_smoothing_by_hand() -> None:
+    """A lead of log 3 and e = 1/4: 3/4 log 4/3 + 1/4 log 4, the entropy of the label, so the least
+    there is; e = 0 gives the plain loss; a margin of log 3 makes the lead 0 and the loss log 2.
+    """
+    chosen = torch.tensor([LOG(3)], requires_grad=True)
+    zero = torch.zeros(1)
+    loss = bradley_terry_loss(chosen, zero, label_smoothing=0.25)
+    assert loss.item() == pytest.approx(0.75 * LOG(4 / 3) + 0.25 * LOG(4))
+    loss.sum().backward()
+    assert chosen.grad is not None
+    assert chosen.grad.item() == pytest.approx(0, abs=1e-7)
+    assert bradley_terry_loss(chosen, zero, label_smoothing=0.0).item() == pytest.approx(LOG(4 / 3))
+    margin = torch.tensor([LOG(3)])
+    assert bradley_terry_loss(chosen, zero, margin, 0.25).item() == pytest.approx(LOG(2))
+
+
+def test_label_smoothing_at_the_extremes() -> None:
+    """A lead of 1e4 costs e 1e4, one of -1e4 the rest."""
+    losses = bradley_terry_loss(torch.tensor([1e4, -1e4]), torch.zeros(2), label_smoothing=0.25)
+    assert losses.tolist() == [2500, 7500]
+
+
+@pytest.mark.parametrize("share", [-0.1, 0.5, math.nan])
+def test_wrong_smoothing_is_refused(share: float) -> None:
+    with pytest.raises(ValueError, match=r"label_smoothing must be in \[0, 0\.5\)"):
+        bradley_terry_loss(torch.zeros(1), torch.zeros(1), label_smoothing=share)
+
+
+def test_length_explains_what_it_can() -> None:
+    """Weight 0.1. 10 tokens more count as a lead of 1, so scores that lead by log 3 - 1 cost
+    log 4/3; 10 fewer as one of -1, so that they must lead by log 3 + 1.
+    """
+    margin = length_margin(torch.tensor([20, 10, 7]), torch.tensor([10, 20, 7]), 0.1)
+    assert margin.tolist() == pytest.approx([-1, 1, 0])
+    chosen = torch.tensor([LOG(3) - 1, LOG(3) + 1, LOG(3)])
+    losses = bradley_terry_loss(chosen, torch.zeros(3), margin)
+    assert losses.tolist() == pytest.approx([LOG(4 / 3)] * 3)
+
+
+def test_the_weight_of_length_can_be_learned() -> None:
+    """At scores and weight 0, d loss / d weight = -(length difference) / 2: it grows where the
+    longer one won.
+    """
+    weight = torch.tensor(0.0, requires_grad=True)
+    margin = length_margin(torch.tensor([9]), torch.tensor([5]), weight)
+    bradley_terry_loss(torch.zeros(1), torch.zeros(1), margin).sum().backward()
+    assert weight.grad is not None
+    assert weight.grad.item() == pytest.approx(-2)
+
+
+def test_wrong_lengths_are_refused() -> None:
+    counts = torch.tensor([1, 2])
     with pytest.raises(ValueError, match="shapes must be equal"):
-        dpo_loss(three, three, three, one, beta=0.1)
-    with pytest.raises(ValueError, match="must be float32 or float64"):
-        dpo_loss(three, three.half(), three, three, beta=0.1)
+        length_margin(counts, counts[:1], 0.1)
+    with pytest.raises(ValueError, match="chosen_tokens must be int32 or int64"):
+        length_margin(counts.float(), counts, 0.1)
+    with pytest.raises(ValueError, match="rejected_tokens must not be negative, has -2"):
+        length_margin(counts, -counts, 0.1)
+    with pytest.raises(ValueError, match="weight must have 0 dimensions"):
+        length_margin(counts, counts, torch.zeros(2))
+    with pytest.raises(ValueError, match="weight must be float32 or float64"):
+        length_margin(counts, counts, torch.tensor(1))
