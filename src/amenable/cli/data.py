@@ -172,14 +172,15 @@ def stats(
 @app.command("formats", epilog="Example: amenable data formats")
 def formats(as_json: AsJson = False) -> None:
     """List the formats that are read and written."""
+    from amenable.data.formats.format import KINDS
     from amenable.data.formats.table import FORMATS
 
     rows = [
         {
             "name": entry.name,
             "description": entry.description,
-            "reads": [kind for kind in _KINDS if entry.reads(kind)],  # type: ignore[arg-type]
-            "writes": [kind for kind in _KINDS if entry.writes(kind)],  # type: ignore[arg-type]
+            "reads": [kind for kind in KINDS if entry.reads(kind)],
+            "writes": [kind for kind in KINDS if entry.writes(kind)],
         }
         for entry in FORMATS.values()
     ]

@@ -86,7 +86,7 @@ def convert(
     check_ending(out)
     _check_apart(config, out)
     if not force and (out.exists() or out.is_symlink()):
-        raise UsageError(f"{out} exists and is not overwritten; name another")
+        raise UsageError(f"{out} exists and is not overwritten; name another, or give --force")
     found = _kind(config) if kind == "auto" else kind
     if not form.writes(found):
         able = ", ".join(sorted(name for name, one in FORMATS.items() if one.writes(found)))
