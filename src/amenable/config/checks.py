@@ -7,8 +7,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from amenable.algorithms import ALGORITHMS, kl_placement
 from amenable.config.data import PromptColumns, SourceConfig
+from amenable.config.needs import (
+    follows_reward,
+    learns_from_preferences,
+    needs_preferences,
+)
 from amenable.config.recipe import Recipe
+from amenable.config.rewards import broken_rewards, uses_own_reward
 from amenable.errors import RecipeError
 
 
@@ -20,15 +27,18 @@ class Range:
     high: float = math.inf
     above: bool = False
     """`low` itself is excluded."""
+    below: bool = False
+    """`high` itself is excluded."""
 
     def holds(self, value: float) -> bool:
         """True when the value is allowed."""
         low_ok = value > self.low if self.above else value >= self.low
-        return low_ok and value <= self.high
+        return low_ok and (value < self.high if self.below else value <= self.high)
 
     def __str__(self) -> str:
         low = f"above {self.low:g}" if self.above else f"at least {self.low:g}"
-        return low if self.high == math.inf else f"{low} and at most {self.high:g}"
+        high = f"below {self.high:g}" if self.below else f"at most {self.high:g}"
+        return low if self.high == math.inf else f"{low} and {high}"
 
 
 ANY = Range(0)
@@ -72,7 +82,11 @@ RANGES: dict[str, Range] = {
     "reward.weight_decay": ANY,
     "reward.micro_batch_tokens": COUNT,
     "reward.evaluations": COUNT,
+    "reward.label_smoothing": Range(0, 0.499),
+    "reward.centring_coef": ANY,
+    "reward.heads": Range(1, 64),
     "policy.updates": COUNT,
+    "policy.max_reward_failures": SHARE,
     "policy.prompts_per_update": COUNT,
     "policy.samples_per_prompt": COUNT,
     "policy.temperature": POSITIVE,
@@ -85,17 +99,40 @@ RANGES: dict[str, Range] = {
     "policy.kl.coef": ANY,
     "policy.kl.target": POSITIVE,
     "policy.kl.horizon": COUNT,
-    "policy.ppo.epochs": COUNT,
-    "policy.ppo.minibatches": COUNT,
-    "policy.ppo.clip_range": Range(0, 1, above=True),
+    "policy.epochs": COUNT,
+    "policy.minibatches": COUNT,
+    "policy.clip_range": SHARE,
+    "policy.clip_range_high": ANY,
+    "policy.dual_clip": ANY,
+    "policy.entropy_coef": ANY,
     "policy.ppo.value_clip_range": POSITIVE,
     "policy.ppo.critic_learning_rate": POSITIVE,
     "policy.ppo.critic_epochs": ANY,
+    "policy.ppo.critic_warmup_updates": ANY,
     "policy.ppo.gamma": Range(0, 1, above=True),
     "policy.ppo.gae_lambda": SHARE,
-    "policy.ppo.missing_eos_penalty": ANY,
-    "policy.ppo.score_clip": ANY,
-    "policy.ppo.max_approx_kl": POSITIVE,
+    "policy.missing_eos_penalty": ANY,
+    "policy.score_clip": ANY,
+    "policy.disagreement_coef": ANY,
+    "policy.max_approx_kl": POSITIVE,
+    "policy.preference.beta": POSITIVE,
+    "policy.preference.label_smoothing": Range(0, 0.5, below=True),
+    "policy.preference.flip_rate": Range(0, 0.5, below=True),
+    "policy.preference.simpo_beta": POSITIVE,
+    "policy.preference.simpo_margin": ANY,
+    "policy.preference.orpo_weight": ANY,
+    "policy.preference.desirable_weight": POSITIVE,
+    "policy.preference.undesirable_weight": POSITIVE,
+    "policy.preference.sft_coef": ANY,
+    "policy.preference.epochs": POSITIVE,
+    "policy.preference.max_steps": ANY,
+    "policy.preference.batch_size": COUNT,
+    "policy.preference.learning_rate": POSITIVE,
+    "policy.preference.warmup_fraction": SHARE,
+    "policy.preference.max_grad_norm": POSITIVE,
+    "policy.preference.weight_decay": ANY,
+    "policy.preference.micro_batch_tokens": COUNT,
+    "policy.preference.evaluations": COUNT,
     "evaluate.temperature": ANY,
     "evaluate.batch_size": COUNT,
     "evaluate.bootstrap_samples": COUNT,
@@ -125,9 +162,9 @@ def check_recipe(recipe: Recipe, where: str) -> None:
             raise RecipeError(f"{where}: {broken}")
 
 
-def lookup(recipe: Recipe, key: str) -> Any:
-    """The value, or the section, under a dotted key."""
-    value: Any = recipe
+def lookup(section: Any, key: str) -> Any:
+    """The value, or the section, under a dotted key of the recipe or of a section."""
+    value: Any = section
     for part in key.split("."):
         value = getattr(value, part)
     return value
@@ -232,7 +269,7 @@ def _sources(recipe: Recipe) -> str:
 
 
 def _reward_source(recipe: Recipe) -> str:
-    needs = recipe.policy.enabled and not recipe.policy.reward
+    needs = follows_reward(recipe) and uses_own_reward(recipe.policy)
     if needs and not recipe.reward.enabled:
         return (
             "reward.enabled: is false, and policy.reward names no ready reward, so that the policy"
@@ -243,9 +280,16 @@ def _reward_source(recipe: Recipe) -> str:
 
 
 def _preference_source(recipe: Recipe) -> str:
-    trains_reward = recipe.reward.enabled and not recipe.policy.reward
-    if not trains_reward or recipe.data.preferences or recipe.collect.annotator != "none":
+    if recipe.data.preferences or recipe.collect.annotator != "none":
         return ""
+    if not needs_preferences(recipe):
+        return ""
+    if learns_from_preferences(recipe):
+        return (
+            f"data.preferences: is empty, so that {recipe.policy.algorithm} has nothing to learn"
+            ' from; name a file of preferences, set collect.annotator = "simulated", or choose a'
+            " policy.algorithm that samples"
+        )
     return (
         "data.preferences: is empty, so that the reward model has nothing to learn from; name a"
         ' file of preferences, set collect.annotator = "simulated", give a ready policy.reward,'
@@ -253,12 +297,22 @@ def _preference_source(recipe: Recipe) -> str:
     )
 
 
-def _minibatches(recipe: Recipe) -> str:
+def _kto_batch(recipe: Recipe) -> str:
     policy = recipe.policy
-    if policy.prompts_per_update % policy.ppo.minibatches == 0:
+    if policy.algorithm != "kto" or policy.preference.batch_size > 1:
         return ""
     return (
-        f"policy.ppo.minibatches: {policy.ppo.minibatches} does not divide the"
+        "policy.preference.batch_size: 1 leaves kto without a second prompt for its reference"
+        " point; set at least 2"
+    )
+
+
+def _minibatches(recipe: Recipe) -> str:
+    policy = recipe.policy
+    if policy.prompts_per_update % policy.minibatches == 0:
+        return ""
+    return (
+        f"policy.minibatches: {policy.minibatches} does not divide the"
         f" {policy.prompts_per_update} prompts of an update (policy.prompts_per_update);"
         " change one of them"
     )
@@ -266,17 +320,71 @@ def _minibatches(recipe: Recipe) -> str:
 
 def _adaptive_kl(recipe: Recipe) -> str:
     kl, policy = recipe.policy.kl, recipe.policy
-    if not kl.adaptive:
+    if kl.controller == "fixed":
         return ""
     if kl.coef == 0:
-        return "policy.kl.coef: 0 cannot be steered; start an adaptive penalty above 0"
+        return "policy.kl.coef: 0 cannot be steered; start the penalty above 0"
+    if kl_placement(policy) == "none" and ALGORITHMS[policy.algorithm].learns_from == "prompts":
+        return (
+            f"policy.kl.controller: {policy.algorithm} has no KL penalty to steer; set"
+            " policy.kl.placement, or remove the key"
+        )
     episodes = policy.prompts_per_update * policy.samples_per_prompt
-    if kl.horizon <= episodes / 5:
+    if kl.controller == "adaptive" and kl.horizon <= episodes / 5:
         return (
             f"policy.kl.horizon: {kl.horizon} is too short for {episodes} episodes an update;"
             f" set more than {episodes // 5}"
         )
     return ""
+
+
+def _groups(recipe: Recipe) -> str:
+    policy = recipe.policy
+    if policy.samples_per_prompt >= 2 or not ALGORITHMS[policy.algorithm].needs_groups:
+        return ""
+    return (
+        f"policy.samples_per_prompt: {policy.algorithm} compares the completions of a prompt; set"
+        " at least 2"
+    )
+
+
+def _online_beta(recipe: Recipe) -> str:
+    policy = recipe.policy
+    if policy.algorithm != "online-dpo":
+        return ""
+    if policy.kl.coef == 0:
+        return "policy.kl.coef: is online-dpo's beta, and must be above 0"
+    if policy.kl.controller == "target":
+        return (
+            'policy.kl.controller: "target" may let the weight fall to 0, which online-dpo\'s beta'
+            ' must not be; set "fixed" or "adaptive"'
+        )
+    return ""
+
+
+def _ignored(recipe: Recipe) -> str:
+    policy, defaults = recipe.policy, Recipe().policy
+    for key in ALGORITHMS[policy.algorithm].ignores:
+        if lookup(policy, key) != lookup(defaults, key):
+            return f"policy.{key}: {policy.algorithm} does not read it; remove the key"
+    return ""
+
+
+def _disagreement(recipe: Recipe) -> str:
+    if not recipe.policy.disagreement_coef or recipe.reward.heads > 1:
+        return ""
+    return (
+        "policy.disagreement_coef: one head cannot disagree; set reward.heads to at least 2, or"
+        " remove the key"
+    )
+
+
+def _dual_clip(recipe: Recipe) -> str:
+    if recipe.policy.dual_clip == 0 or recipe.policy.dual_clip > 1:
+        return ""
+    return (
+        f"policy.dual_clip: must be above 1, or 0 to leave it out, not {recipe.policy.dual_clip:g}"
+    )
 
 
 def _one_source_of_preferences(recipe: Recipe) -> str:
@@ -302,11 +410,18 @@ RULES: tuple[Callable[[Recipe], str], ...] = (
     _some_data,
     _built_in_task_has_no_files,
     _shares,
+    lambda recipe: broken_rewards(recipe.policy),
     _reward_source,
     _preference_source,
     _sources,
     _minibatches,
     _adaptive_kl,
+    _groups,
+    _dual_clip,
+    _online_beta,
+    _ignored,
+    _disagreement,
+    _kto_batch,
     _one_source_of_preferences,
     _best_of,
 )

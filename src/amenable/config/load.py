@@ -11,6 +11,7 @@ import ast
 import difflib
 import inspect
 import math
+import re
 import textwrap
 import tomllib
 import typing
@@ -42,7 +43,7 @@ class RecipeKey:
     """One key of the recipe, as help and documentation show it."""
 
     key: str
-    """Dotted, as in `--set policy.updates=50`."""
+    """Dotted, as in `--set policy.updates=50`; `a.b[].c` is a key of every section [[a.b]]."""
 
     type_text: str
     """What a value may be."""
@@ -98,13 +99,21 @@ def recipe_to_dict(recipe: Recipe) -> dict[str, Any]:
 
 
 def flatten(recipe: Recipe) -> dict[str, Any]:
-    """Every value under its dotted key, in the order of the dataclasses."""
+    """Every value under its dotted key, in the order of the dataclasses.
+
+    A list of sections is one value, a list of dicts.
+    """
     return dict(_flatten(recipe_to_dict(recipe), ""))
 
 
 def recipe_keys() -> list[RecipeKey]:
     """Every key that a recipe may hold, with type, default and help."""
     return list(_describe(Recipe, Recipe(), ""))
+
+
+def listed_section(cls: Any, name: str) -> Any:
+    """The section of which a field is a list, [[like.this]]; None where it is no such list."""
+    return _listed(_hints(cls)[name])
 
 
 @cache
@@ -156,28 +165,60 @@ def _check_version(table: Mapping[str, Any], where: str) -> None:
 
 def _apply_override(table: dict[str, Any], override: str) -> None:
     dotted, equals, text = override.partition("=")
-    keys = dotted.strip().split(".")
+    keys = _key_parts(dotted.strip())
     shown = without_secrets(f"{dotted}{equals}{shown_name(text)}")
-    if not equals or not all(map(_is_key, keys)):
+    if not equals or not keys or isinstance(keys[-1], int):
         example = "--set policy.updates=50"
         raise RecipeError(f"--set {shown!r}: no KEY=VALUE; write for example {example}")
     wanted = _field_type(keys)
-    inner = table
+    inner: Any = table
     for depth, key in enumerate(keys[:-1], start=1):
-        section = _section(inner.get(key, {}), _field_type(keys[:depth]))
-        if not isinstance(section, dict):
-            raise RecipeError(f"--set {shown!r}: {key} is a value in the recipe, not a section")
-        inner[key] = section
-        inner = section
+        inner = _inner(inner, key, _field_type(keys[:depth]), shown)
+    last = keys[-1]
+    if not isinstance(inner, dict):
+        raise RecipeError(_no_section(shown, str(keys[-2]), inner))
     value = _parse_value(text.strip())
     value = text.strip() if wanted is str and not isinstance(value, str) else value
-    if isinstance(inner.get(keys[-1]), dict):
-        value = {**inner[keys[-1]], **_section(value, wanted)} if _short(wanted) else value
-    inner[keys[-1]] = value
+    if isinstance(inner.get(last), dict):
+        value = {**inner[last], **_section(value, wanted)} if _short(wanted) else value
+    inner[last] = value
 
 
-def _is_key(text: str) -> bool:
-    return bool(text) and text.replace("_", "").replace("-", "").isalnum()
+def _key_parts(dotted: str) -> list[str | int]:
+    """`a.b[0].c` as its names and numbers; empty where it is no such key."""
+    parts: list[str | int] = []
+    for part in dotted.split("."):
+        found = re.fullmatch(r"([\w-]+)(?:\[(\d+)\])?", part)
+        if found is None:
+            return []
+        parts += [found[1], int(found[2])] if found[2] else [found[1]]
+    return parts
+
+
+def _inner(outer: Any, key: str | int, wanted: Any, shown: str) -> Any:
+    """The section, or list of sections, under `key`; put there where it is not yet."""
+    if isinstance(key, int):
+        if wanted is None or not isinstance(outer, list):
+            raise RecipeError(f"--set {shown!r}: [{key}] must follow a list of sections")
+        if key > len(outer):
+            raise RecipeError(f"--set {shown!r}: the recipe has {len(outer)} such, from [0] on")
+        if key == len(outer):
+            outer.append({})
+        found = outer[key]
+    else:
+        if not isinstance(outer, dict):
+            raise RecipeError(_no_section(shown, key, outer))
+        found = _section(outer.get(key, [] if _listed(wanted) else {}), wanted)
+        outer[key] = found
+    if not isinstance(found, dict | list):
+        raise RecipeError(_no_section(shown, str(key), found))
+    return found
+
+
+def _no_section(shown: str, key: str, found: Any) -> str:
+    if isinstance(found, list):
+        return f"--set {shown!r}: say which of the sections is meant: [0] is the first"
+    return f"--set {shown!r}: {key} is a value in the recipe, not a section"
 
 
 def _short(cls: Any) -> str:
@@ -199,14 +240,23 @@ def _parse_value(text: str) -> Any:
     return parsed["value"] if len(parsed) == 1 else text
 
 
-def _field_type(keys: Sequence[str]) -> Any:
-    """The type of the field with this dotted key; None for an unknown one."""
+def _field_type(keys: Sequence[str | int]) -> Any:
+    """The type of the field with this key; None for an unknown one."""
     current: Any = Recipe
     for key in keys:
-        if not is_dataclass(current):
+        if isinstance(key, int):
+            current = _listed(current)
+        elif is_dataclass(current):
+            current = _hints(current).get(key)
+        else:
             return None
-        current = _hints(current).get(key)
     return current
+
+
+def _listed(wanted: Any) -> Any:
+    """The section of which `wanted` is a list, [[like.this]]; None where it is no such list."""
+    inner = typing.get_args(wanted)[:1] if typing.get_origin(wanted) is tuple else ()
+    return inner[0] if inner and is_dataclass(inner[0]) else None
 
 
 def _build(cls: Any, table: Mapping[str, Any], where: str, prefix: tuple[str, ...]) -> Any:
@@ -238,9 +288,22 @@ def _value(wanted: Any, value: Any, where: str, path: tuple[str, ...]) -> Any:
         return _build(wanted, value, where, path)
     if typing.get_origin(wanted) is Literal:
         return _choice(typing.get_args(wanted), value, where, path)
+    if section := _listed(wanted):
+        return _sections(section, value, where, path)
     if typing.get_origin(wanted) is tuple:
         return _strings(value, where, path)
     return _scalar(wanted, value, where, path)
+
+
+def _sections(cls: Any, value: Any, where: str, path: tuple[str, ...]) -> tuple[Any, ...]:
+    """A list of sections; a single one is taken as a list of one."""
+    items = [value] if isinstance(value, dict) else value
+    if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
+        raise _mistyped(where, path, value, f"a list of sections, [[{'.'.join(path)}]]")
+    return tuple(
+        _build(cls, item, where, (*path[:-1], f"{path[-1]}[{number}]"))
+        for number, item in enumerate(items)
+    )
 
 
 def _scalar(wanted: Any, value: Any, where: str, path: tuple[str, ...]) -> Any:
@@ -273,12 +336,14 @@ def _mistyped(where: str, path: Sequence[str], value: object, wanted: str) -> Re
 
 def _unknown_key(where: str, path: tuple[str, ...]) -> str:
     """The message for a key that no dataclass has, with the nearest one that exists."""
-    dotted = ".".join(path)
+    dotted = re.sub(r"\[\d+\]", "[]", ".".join(path))
+    numbers = re.findall(r"\[\d+\]", ".".join(path))
     known = [entry.key for entry in recipe_keys()]
     sections = sorted({key.rsplit(".", 1)[0] for key in known if "." in key})
     near = difflib.get_close_matches(dotted, known + sections, n=1, cutoff=0.6)
     near = near or [key for key in known if key.rsplit(".", 1)[-1] == path[-1]][:1]
-    hint = f"did you mean {near[0]}?" if near else "remove it"
+    nearest = near[0].replace("[]", numbers[0]) if near and numbers else "".join(near)
+    hint = f"did you mean {nearest}?" if near else "remove it"
     shown = ".".join(map(shown_name, path))
     return f"{where}: {shown}: unknown key; {hint} `amenable run --keys` lists every key."
 
@@ -290,8 +355,11 @@ def _describe(cls: Any, default: Any, prefix: str) -> Iterator[RecipeKey]:
         if is_dataclass(value):
             yield from _describe(type(value), value, f"{key}.")
         else:
-            type_text = _type_text(_hints(cls)[entry.name])
+            wanted, section = _hints(cls)[entry.name], _listed(_hints(cls)[entry.name])
+            type_text = f"a list of sections, [[{key}]]" if section else _type_text(wanted)
             yield RecipeKey(key, type_text, _lists(value), texts.get(entry.name, ""))
+            if section:
+                yield from _describe(section, section(), f"{key}[].")
 
 
 def _type_text(wanted: Any) -> str:

@@ -5,36 +5,42 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from amenable.config.preference import PreferenceConfig
+from amenable.config.rewards import RewardPart
+
 
 @dataclass(frozen=True, kw_only=True)
 class KLConfig:
     """The penalty that keeps the policy near the reference."""
 
     coef: float = 0.05
-    """Weight of the per-token KL in the reward (the first one, if adaptive), in reward a nat."""
+    """Weight of the KL (the first one, if it is steered), in reward a nat; online DPO's beta."""
 
-    adaptive: bool = False
-    """Steer the weight so that the sequence KL stays near `target` (Ziegler et al. 2019)."""
+    placement: Literal["auto", "reward", "loss", "both", "none"] = "auto"
+    """Where the penalty enters; `auto`: where the algorithm's paper has it. Only in the reward is
+    the regularised optimum the one that the objective states."""
+
+    estimator: Literal["k1", "k2", "k3"] = "k1"
+    """Of the per-token KL in the reward; k1 is unbiased and the only one whose optimum is exact."""
+
+    loss_estimator: Literal["k2", "k3", "weighted-k3"] = "k3"
+    """Of the per-token KL in the loss: k3 as GRPO has it; k2 and weighted-k3 have the gradient of
+    the KL itself. (k1's gradient is zero in the mean.)"""
+
+    controller: Literal["fixed", "adaptive", "target"] = "fixed"
+    """`adaptive` steers the weight so that the sequence KL stays near `target` (Ziegler et al.
+    2019); `target` is a Lagrange multiplier: it falls to 0 while the KL is below `target`."""
 
     target: float = 6.0
-    """Wanted sequence KL in nats, if adaptive."""
+    """Wanted (`adaptive`) or largest (`target`) sequence KL in nats."""
 
     horizon: int = 10_000
-    """Episodes over which the controller reacts."""
+    """Episodes over which a controller reacts."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PPOConfig:
-    """Clipped policy and value losses with generalised advantage estimation."""
-
-    epochs: int = 2
-    """Passes over each roll-out batch."""
-
-    minibatches: int = 2
-    """Optimizer steps per pass."""
-
-    clip_range: float = 0.2
-    """Probability ratios outside 1 ± this give no further gradient."""
+    """The critic and generalised advantage estimation."""
 
     value_clip_range: float = 0.2
     """Values may move by this much from the old ones within one roll-out batch."""
@@ -50,6 +56,9 @@ class PPOConfig:
     """Passes of the critic over each roll-out batch; 0: as many as the policy makes. With
     `critic = "head"` a pass costs almost nothing."""
 
+    critic_warmup_updates: int = 0
+    """First updates in which only the critic learns."""
+
     gamma: float = 1.0
     """Discount a token."""
 
@@ -59,28 +68,62 @@ class PPOConfig:
     whiten_advantages: bool = True
     """Give the advantages of the whole roll-out batch mean 0 and variance 1."""
 
-    missing_eos_penalty: float = 1.0
-    """Subtracted from the score of a completion that was cut off before it ended itself."""
 
-    score_clip: float = 0.0
-    """Clip centred scores to ± this; 0 leaves them."""
+@dataclass(frozen=True, kw_only=True)
+class OnlineDPOConfig:
+    """Pairs of the policy's own samples, labelled by the reward, and the DPO loss on them."""
 
-    max_approx_kl: float = 0.2
-    """End the passes over a roll-out batch when the policy has moved by more (nats a token)."""
+    labels: Literal["soft", "sampled"] = "soft"
+    """Both follow Bradley and Terry with the scores as logits: `soft` weighs both orders by their
+    probability, `sampled` draws one. (The higher score as the winner would diverge.)"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BestOfNConfig:
+    """Supervised fine-tuning on the best of each prompt's samples."""
+
+    sampler: Literal["policy", "reference"] = "policy"
+    """`policy`: expert iteration, each update samples anew from what the last one made;
+    `reference`: one round, every sample comes from the model that the policy started from."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PolicyConfig:
-    """Tuning the policy against a reward."""
+    """Tuning the policy against a reward, or directly on preferences."""
 
     enabled: bool = True
     """Run the stage."""
 
-    algorithm: Literal["ppo"] = "ppo"
-    """A row of the algorithm table, `amenable.train.registry`."""
+    algorithm: Literal[
+        "ppo",
+        "grpo",
+        "dr-grpo",
+        "dapo",
+        "gspo",
+        "rloo",
+        "reinforce++",
+        "reinforce++-baseline",
+        "online-dpo",
+        "best-of-n",
+        "dpo",
+        "ipo",
+        "cdpo",
+        "robust-dpo",
+        "kto",
+        "simpo",
+        "orpo",
+    ] = "ppo"
+    """A row of the algorithm table, `amenable.algorithms`; those from `dpo` on learn from
+    preferences directly and are set in `policy.preference`."""
 
     reward: str = ""
     """A ready reward: a reward-model folder, hub id or `module:function`; empty: the run's own."""
+
+    rewards: tuple[RewardPart, ...] = ()
+    """A mix of rewards, one section `[[policy.rewards]]` each, in place of `reward`."""
+
+    max_reward_failures: float = 0.5
+    """Largest share of a roll-out batch that may be left out because a reward failed."""
 
     updates: int = 100
     """Roll-out batches."""
@@ -100,6 +143,46 @@ class PolicyConfig:
     top_k: int = 0
     """Must stay 0, for the same reason."""
 
+    epochs: int = 2
+    """Passes over each roll-out batch."""
+
+    minibatches: int = 2
+    """Optimizer steps per pass."""
+
+    clip_range: float = 0.0
+    """Probability ratios outside 1 ± this give no further gradient; 0: the algorithm's own, 0.2
+    (GSPO, whose ratio is a whole completion's: 3e-4 below and 4e-4 above)."""
+
+    clip_range_high: float = 0.0
+    """The upper side, where it is another; 0: as `clip_range`, and where that is 0 too, the
+    algorithm's own (DAPO: 0.28)."""
+
+    dual_clip: float = 0.0
+    """Ratio beyond which a token of negative advantage gives no further gradient; 0: none."""
+
+    max_approx_kl: float = 0.2
+    """End the passes over a roll-out batch when the policy has moved by more (nats a token)."""
+
+    entropy_coef: float = 0.0
+    """Weight of an entropy bonus, in reward a nat and token."""
+
+    missing_eos: Literal["subtract", "replace", "filter"] = "subtract"
+    """A completion that was cut off before it ended itself: `subtract` the penalty from its score,
+    `replace` the score by minus the penalty, or leave it out of the batch and every mean."""
+
+    missing_eos_penalty: float = 1.0
+    """In units of reward."""
+
+    score_clip: float = 0.0
+    """Clip centred scores to ± this; 0 leaves them."""
+
+    disagreement_coef: float = 0.0
+    """Subtracted from the own reward model's score, in standard deviations over its heads
+    (`reward.heads`): where they disagree, the score is a guess that a policy would exploit."""
+
+    whiten_scores: bool = False
+    """Divide the scores of a roll-out batch by their standard deviation; their mean stays."""
+
     learning_rate: float = 1e-4
     """Policy's rate of AdamW (eps 1e-5); falls linearly to `final_learning_rate_fraction` of it."""
 
@@ -118,8 +201,23 @@ class PolicyConfig:
     checkpoint_every: int = 5
     """Updates between checkpoints."""
 
+    gate: bool = True
+    """Check the numerics on this very model before the first update; stop where they are off."""
+
+    gate_skip: tuple[str, ...] = ()
+    """Names of the gate's checks to leave out."""
+
     kl: KLConfig = KLConfig()
     """The KL penalty."""
 
     ppo: PPOConfig = PPOConfig()
     """PPO's own settings."""
+
+    online_dpo: OnlineDPOConfig = OnlineDPOConfig()
+    """Online DPO's own settings."""
+
+    best_of_n: BestOfNConfig = BestOfNConfig()
+    """Best-of-n's own settings."""
+
+    preference: PreferenceConfig = PreferenceConfig()
+    """DPO and its relatives."""

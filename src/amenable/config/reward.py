@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,3 +39,21 @@ class RewardConfig:
 
     evaluations: int = 3
     """How often validation pairs are scored; the best checkpoint is kept."""
+
+    label_smoothing: float = 0.0
+    """Share of the choices taken to be wrong, below 0.5."""
+
+    ties: Literal["pull", "rao-kupper", "davidson"] = "pull"
+    """What a tie says: `pull` draws the two scores together; the others give it a probability of
+    its own, set so that equals tie as often as the training pairs do."""
+
+    centring_coef: float = 0.0
+    """Weight of the squared mean score of a pair, which the choices leave free."""
+
+    length_debias: bool = False
+    """Let the difference in length explain what it can of the choices, so that the scores do not
+    have to: a weight a token, fitted to the training pairs beforehand."""
+
+    heads: int = 1
+    """Scalar heads on the same trunk, each on a bootstrap of the pairs; their mean is the score,
+    their spread tells where it is a guess."""

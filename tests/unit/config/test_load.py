@@ -19,6 +19,7 @@ from amenable.config.load import (
 )
 from amenable.config.policy import PPOConfig
 from amenable.config.recipe import Recipe
+from amenable.config.rewards import RewardPart
 from amenable.errors import RecipeError
 
 EXAMPLES = Path(__file__).parents[3] / "examples"
@@ -38,7 +39,7 @@ def write(tmp_path: Path, text: str) -> Path:
     return path
 
 
-@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.toml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", sorted(EXAMPLES.rglob("*.toml")), ids=lambda path: path.stem)
 def test_examples_load(path: Path) -> None:
     assert load_recipe(path).name == path.stem
 
@@ -125,7 +126,7 @@ def test_defaults_written_out_load_to_the_same_recipe(tmp_path: Path) -> None:
     text = to_toml(recipe)
     assert load_recipe(write(tmp_path, text)) == recipe
     for key in recipe_keys():
-        assert f"{key.key.rsplit('.', 1)[-1]} = " in text
+        assert "[]" in key.key or f"{key.key.rsplit('.', 1)[-1]} = " in text
 
 
 @given(
@@ -190,7 +191,7 @@ def test_unknown_key_in_a_file_names_the_file(tmp_path: Path) -> None:
         ("sft.enabled=1", "must be true or false, not 1"),
         ("sft.learning_rate=true", "must be a number, not True"),
         ("sft.learning_rate=nan", "must be a finite number, not nan"),
-        ("policy.algorithm=pro", "must be \"ppo\", not 'pro'"),
+        ("policy.algorithm=pro", 'policy.algorithm: must be "ppo" or "grpo" or '),
         ("data.task=3", 'must be "files" or "docstrings", not 3'),
         ("data.prompts=3", "must be a text or a list of texts"),
         ("data.prompts=[1]", "must be a text or a list of texts"),
@@ -238,7 +239,7 @@ def test_ends_of_a_range() -> None:
         (["data.test_share=0"], "0 holds nothing out; set a share above 0"),
         (["collect.annotator=none"], "data.preferences: is empty"),
         (["reward.enabled=false"], "reward.enabled: is false, and policy.reward names no"),
-        (["policy.ppo.minibatches=7"], "7 does not divide the 16 prompts"),
+        (["policy.minibatches=7"], "7 does not divide the 16 prompts"),
         (["data.preferences=a.jsonl"], 'collect.annotator: "simulated" would collect nothing'),
         (["evaluate.best_of=1"], "set 0 to leave it out"),
         (["name=a/b"], "cannot name a folder"),
@@ -275,9 +276,100 @@ def test_missing_file_and_folder(tmp_path: Path) -> None:
         load_recipe(tmp_path)
 
 
+MIX = """
+[[policy.rewards]]
+source = "rule:length"
+max_words = 5
+[[policy.rewards]]
+source = "m:f"
+weight = 2
+"""
+
+
+def mix(tmp_path: Path, *overrides: str, text: str = MIX) -> tuple[RewardPart, ...]:
+    path = write(tmp_path, text)
+    return load_recipe(path, ["data.task=docstrings", *overrides]).policy.rewards
+
+
+def test_list_of_sections(tmp_path: Path) -> None:
+    first, second = mix(tmp_path)
+    assert first == RewardPart(source="rule:length", max_words=5)
+    assert second == RewardPart(source="m:f", weight=2.0)
+    assert isinstance(second.weight, float)
+    assert mix(tmp_path, "collect.annotator=simulated", text="") == ()
+    assert mix(tmp_path, text="[policy.rewards]\nsource = 'm:f'") == (RewardPart(source="m:f"),)
+
+
+def test_list_of_sections_survives_toml(tmp_path: Path) -> None:
+    keys = "[[policy.rewards]]\nsource = 'rule:json'\nkeys = ['a \"b\"', 'ä']"
+    recipe = load_recipe(write(tmp_path, MIX + keys), ["data.task=docstrings"])
+    text = to_toml(recipe)
+    assert text.count("[[policy.rewards]]") == 3
+    assert load_recipe(write(tmp_path, text)) == recipe
+    (_, _, last) = flatten(recipe)["policy.rewards"]
+    assert last["keys"] == ['a "b"', "ä"]
+    assert last["weight"] == 1.0
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("policy.rewards[1].weight=3", [("rule:length", 1), ("m:f", 3)]),
+        ("policy.rewards[1].source=a:b", [("rule:length", 1), ("a:b", 2)]),
+        ("policy.rewards[2].source=own", [("rule:length", 1), ("m:f", 2), ("own", 1)]),
+        ("policy.rewards=[{source = 'm:g'}]", [("m:g", 1)]),
+        ("policy.rewards={source = 'm:g'}", [("m:g", 1)]),
+    ],
+)
+def test_set_reaches_into_a_list(
+    override: str, expected: list[tuple[str, float]], tmp_path: Path
+) -> None:
+    parts = mix(tmp_path, "collect.annotator=simulated", override)
+    assert [(part.source, part.weight) for part in parts] == expected
+
+
+def test_set_begins_a_list(tmp_path: Path) -> None:
+    overrides = ("policy.rewards[0].source=m:f", "policy.rewards[0].weight=3")
+    assert mix(tmp_path, *overrides, text="") == (RewardPart(source="m:f", weight=3.0),)
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("policy.rewards[4].source=m:f", "the recipe has 2 such, from [0] on"),
+        ("policy.rewards.source=m:f", "say which of the sections is meant: [0] is the first"),
+        ("policy.rewards[0]=m:f", "no KEY=VALUE; write for example"),
+        ("policy.rewards[x].source=m:f", "no KEY=VALUE; write for example"),
+        ("policy.updates[0].source=m:f", "[0] must follow a list of sections"),
+        ("data.prompts[0].files=a", "[0] must follow a list of sections"),
+        ("policy.rewards=3", "policy.rewards: must be a list of sections, [[policy.rewards]], not"),
+        ("policy.rewards=['m:f']", "policy.rewards: must be a list of sections"),
+        ("policy.rewards[1].weight=x", "policy.rewards[1].weight: must be a number, not 'x'"),
+        ("policy.rewards[1].keys=3", "policy.rewards[1].keys: must be a text or a list of texts"),
+        ("policy.rewards[1].normalise=all", '[1].normalise: must be "none" or "running", not'),
+        ("policy.rewards[1].wieght=1", "unknown key; did you mean policy.rewards[1].weight?"),
+        ("policy.reward[1].weight=1", "[1] must follow a list of sections"),
+        ("policy.rewards[0].max_words=-1", "policy.rewards[0].max_words: must be at least 0, not"),
+    ],
+)
+def test_fault_in_a_list_names_the_section(override: str, words: str, tmp_path: Path) -> None:
+    with pytest.raises(RecipeError) as caught:
+        mix(tmp_path, override)
+    assert words in str(caught.value)
+
+
+def test_keys_of_a_list_are_described() -> None:
+    keys = {key.key: key for key in recipe_keys()}
+    assert keys["policy.rewards"].type_text == "a list of sections, [[policy.rewards]]"
+    assert keys["policy.rewards"].default == []
+    weight = keys["policy.rewards[].weight"]
+    assert (weight.type_text, weight.default) == ("a number", 1.0)
+    assert weight.help.startswith("Factor in the sum")
+
+
 def test_every_key_has_help_and_a_default() -> None:
     keys = recipe_keys()
-    assert [key.key for key in keys] == list(flatten(Recipe()))
+    assert [key.key for key in keys if "[]" not in key.key] == list(flatten(Recipe()))
     assert [key.key for key in keys if not key.help] == []
     updates = next(key for key in keys if key.key == "policy.updates")
     assert (updates.type_text, updates.default, updates.help) == (
@@ -289,4 +381,4 @@ def test_every_key_has_help_and_a_default() -> None:
 
 def test_field_help_is_the_string_under_the_field() -> None:
     texts: dict[str, Any] = field_help(PPOConfig)
-    assert texts["epochs"] == "Passes over each roll-out batch."
+    assert texts["gamma"] == "Discount a token."
