@@ -3,6 +3,7 @@
     sft/, tuned/   config.json model.safetensors tokenizer…    merged weights, AutoModelForCausalLM
     reward/        the same with a one-number head             AutoModelForSequenceClassification
                    head.safetensors                            the head alone, float32
+                   head_members.safetensors                    the heads of an ensemble
     each           adapter/                                    peft format, where LoRA was used
 
 The live model is only read: merging is W + scale · B A on copies. Folders appear whole or not
@@ -34,12 +35,13 @@ from transformers import (
 from amenable.artifacts import atomic_dir, write_json
 from amenable.errors import ModelError
 from amenable.models.adapters import merged_weights
-from amenable.models.heads import ScalarHead
+from amenable.models.heads import HeadEnsemble, ScalarHead
 from amenable.models.load import eos_ids
 from amenable.models.quiet import without_bars
 
 ADAPTER_FOLDER = "adapter"
 HEAD_FILE = "head.safetensors"
+MEMBERS_FILE = "head_members.safetensors"
 
 State = dict[str, Tensor]
 
@@ -99,7 +101,8 @@ def export_reward(
 
     Args:
         model: a causal language model, plain or with named adapters; its LM head is left out.
-        head: a linear scalar head without bias; `head.weight` is [1, d].
+        head: a linear scalar head without bias; `head.weight` is [1, d]. Of an ensemble the mean
+            is exported, and its members beside it.
         tokenizer: saved along; its pad token must not end a sequence.
         out: the folder to write or replace.
         adapter: which adapter to merge; None: the bare weights.
@@ -126,30 +129,35 @@ def export_reward(
         _set_ids(skeleton.config, tokenizer, eos)
         _save(skeleton, state, tokenizer, folder)
         save_file({"weight": weight}, folder / HEAD_FILE)
+        if isinstance(head, HeadEnsemble):
+            members = head.weight.detach().float().cpu().contiguous()
+            save_file({"weight": members}, folder / MEMBERS_FILE)
         if adapter is not None:
             save_adapter(cast(PeftModel, model), adapter, folder / ADAPTER_FOLDER, base)
     return out
 
 
 def load_reward_head(folder: Path) -> tuple[ScalarHead, float]:
-    """The head and the offset of an exported reward model.
+    """The head, or the ensemble of heads, and the offset of an exported reward model.
 
     Returns:
-        (float32 head, offset to subtract from its score).
+        (float32 head or heads, offset to subtract from its score).
 
     Raises:
         ModelError: the folder is no exported reward model.
     """
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        weight = load_file(folder / HEAD_FILE)["weight"]
+        members = folder / MEMBERS_FILE
+        weight = load_file(members if members.is_file() else folder / HEAD_FILE)["weight"]
         offset = float(config["reward_offset"])
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise ModelError(
             f"{folder}: not a reward model written by the reward stage ({error}); "
             "give its models/reward folder"
         ) from error
-    return ScalarHead.from_weight(weight), offset
+    kind = HeadEnsemble if len(weight) > 1 else ScalarHead
+    return kind.from_weight(weight), offset
 
 
 def merged_state(model: PreTrainedModel | PeftModel, adapter: str | None) -> State:
@@ -280,7 +288,8 @@ def _generation_config(
 
 
 def _head_weight(head: nn.Module, plain: PreTrainedModel) -> Tensor:
-    weight = cast(Tensor, head.weight).detach().float().cpu().contiguous()
+    weight = head.mean_weight if isinstance(head, ScalarHead) else cast(Tensor, head.weight)
+    weight = weight.detach().float().cpu().contiguous()
     size = plain.config.get_text_config().hidden_size
     if weight.shape != (1, size) or getattr(head, "bias", None) is not None:
         raise ModelError(

@@ -7,6 +7,7 @@ there are none), stored with the model and subtracted by whoever uses it.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -21,13 +22,13 @@ from amenable.data.row_file import open_demonstrations, open_preferences
 from amenable.data.schemas import Choice, Preference
 from amenable.data.tokens.cache import TokenCache
 from amenable.evaluate.reward_report import reward_report
-from amenable.losses.preference import bradley_terry_loss, tie_loss
 from amenable.models.build import Foundation
 from amenable.models.export import export_reward
-from amenable.models.heads import ScalarHead
+from amenable.models.heads import HeadEnsemble, ScalarHead
 from amenable.models.pull import cache_home
 from amenable.rollout.rewards import score_groups
 from amenable.train.loop import Metrics, add_gradient, train_supervised
+from amenable.train.rank_loss import PLAIN, RankLoss, bootstrap_weights, pair_tokens
 from amenable.train.sft import demonstration_group
 
 if TYPE_CHECKING:
@@ -54,10 +55,11 @@ def run(ctx: StageContext) -> dict[str, Any]:
     cache = TokenCache(cache_home() / "tokens", renderer, ctx.progress.say)
     groups = {split: cache.preferences(rows) for split, rows in pairs.items()}
     role = reward_role(ctx, foundation)
+    rank_loss = RankLoss.fit(ctx.recipe.reward, pairs["train"], groups["train"])
 
     def evaluate() -> Metrics:
         losses, correct = pair_losses(
-            role, renderer, pairs["validation"], budget, groups["validation"]
+            role, renderer, pairs["validation"], budget, groups["validation"], rank_loss
         )
         return {"eval_rank_loss": losses, "eval_accuracy": correct}
 
@@ -72,6 +74,8 @@ def run(ctx: StageContext) -> dict[str, Any]:
             [pairs["train"][row] for row in rows],
             renderer.pad_id,
             budget,
+            rank_loss,
+            ctx.recipe.seed,
         ),
         evaluate=evaluate,
         loss_name="rank_loss",
@@ -81,6 +85,8 @@ def run(ctx: StageContext) -> dict[str, Any]:
     learnt_from = pairs["train"][:_BASELINE_ROWS]
     report = reward_report(learnt_from, pairs["test"], margins, seed=ctx.recipe.seed)
     report["pairs_train"] = sum(row.choice is not Choice.TIE for row in pairs["train"])
+    if isinstance(role.scalar_head, HeadEnsemble):
+        report |= _disagreement(role, renderer, groups["test"], margins, budget)
     offset = float(
         score_groups(
             role, _offset_groups(ctx, renderer, pairs["train"]), renderer.pad_id, budget
@@ -103,7 +109,9 @@ def run(ctx: StageContext) -> dict[str, Any]:
 def reward_role(ctx: StageContext, foundation: Foundation) -> Role:
     """An untrained reward model on the SFT model, or on the base where there is none."""
     sft = ctx.folder.models / "sft"
-    head = ScalarHead(hidden_size(foundation), seed=ctx.recipe.seed)
+    width, heads = hidden_size(foundation), ctx.recipe.reward.heads
+    seed = ctx.recipe.seed
+    head = HeadEnsemble(width, heads, seed) if heads > 1 else ScalarHead(width, seed)
     return foundation.role("reward", sft if sft.is_dir() else None, head=head)
 
 
@@ -129,8 +137,19 @@ def reward_gradient(
     rows: Sequence[Preference],
     pad_id: int,
     micro_batch_tokens: int,
+    rank_loss: RankLoss = PLAIN,
+    seed: int = 0,
 ) -> Metrics:
-    """Add the gradient of the mean weighted rank loss over the whole batch.
+    """Add the gradient of the mean weighted rank loss over the whole batch, and over all heads.
+
+    Args:
+        role: the reward model.
+        groups: token ids of the pairs, the chosen candidate first.
+        rows: the pairs.
+        pad_id: fills rows.
+        micro_batch_tokens: of a forward pass.
+        rank_loss: of a pair.
+        seed: of the heads' bootstraps, where there are several.
 
     Returns:
         `rank_loss` in nats a pair, `accuracy` over pairs without ties, mean `margin` in logits.
@@ -139,10 +158,20 @@ def reward_gradient(
     decided = sum(row.choice is not Choice.TIE for row in rows)
     loss = correct = margin = 0.0
     for part in split_groups(groups, micro_batch_tokens):
+        own, tokens = [rows[i] for i in part], pair_tokens([groups[i] for i in part])
         batch = collate([groups[i] for i in part], pad_id).to(role.device)
-        scores = role.scores(batch).view(-1, 2)
-        loss += add_gradient(rank_losses(scores, [rows[i] for i in part]), None, weight)
-        gap = (scores[:, 0] - scores[:, 1]).detach().cpu()
+        scores = role.scalar_head.members(role.states(batch).last)
+        heads = scores.shape[-1]
+        scores = scores.view(-1, 2, heads)
+        seen = bootstrap_weights(own, heads, seed).to(scores)
+        losses = torch.stack([rank_loss(one, own, tokens) for one in scores.unbind(-1)], 1) * seen
+        loss += add_gradient(
+            losses,
+            None,
+            weight * heads,
+            lambda row, own=own: _not_finite(own[row]),  # type: ignore[misc]
+        )
+        gap = (scores[:, 0] - scores[:, 1]).detach().mean(-1).cpu()
         margin += float(gap.sum())
         correct += _correct(gap, [rows[i] for i in part])
     return {
@@ -153,20 +182,12 @@ def reward_gradient(
 
 
 def rank_losses(scores: Tensor, rows: Sequence[Preference]) -> Tensor:
-    """[n] weighted losses of pairs.
+    """[n] plain losses."""
+    return PLAIN(scores, rows, [(0, 0)] * len(rows))
 
-    Args:
-        scores: [n, 2] raw scores, of chosen and rejected.
-        rows: the pairs; a tie pulls both scores together.
-    """
-    margin = scores.new_tensor([row.margin or 0.0 for row in rows])
-    tie = torch.tensor([row.choice is Choice.TIE for row in rows], device=scores.device)
-    losses = torch.where(
-        tie,
-        tie_loss(scores[:, 0], scores[:, 1]),
-        bradley_terry_loss(scores[:, 0], scores[:, 1], margin),
-    )
-    return losses * scores.new_tensor([row.weight for row in rows])
+
+def _not_finite(row: Preference) -> None:
+    warnings.warn(f"reward: loss is not finite: row {row.prompt.id!r}", stacklevel=2)
 
 
 def _correct(gap: Tensor, rows: Sequence[Preference]) -> float:
@@ -203,6 +224,7 @@ def pair_losses(
     rows: Sequence[Preference],
     micro_batch_tokens: int,
     groups: Sequence[PromptGroup] | None = None,
+    rank_loss: RankLoss = PLAIN,
 ) -> tuple[float, float]:
     """Mean weighted rank loss and accuracy of held-out pairs; arguments as of `pair_margins`."""
     if groups is None:
@@ -210,8 +232,30 @@ def pair_losses(
     scores = score_groups(role, groups, renderer.pad_id, micro_batch_tokens).view(-1, 2)
     weight = sum(row.weight for row in rows)
     decided = max(1, sum(row.choice is not Choice.TIE for row in rows))
-    loss = float(rank_losses(scores, rows).sum()) / weight
+    loss = float(rank_loss(scores, rows, pair_tokens(groups)).sum()) / weight
     return loss, _correct(scores[:, 0] - scores[:, 1], rows) / decided
+
+
+@torch.no_grad()
+def _disagreement(
+    role: Role,
+    renderer: Renderer,
+    groups: Sequence[PromptGroup],
+    margins: np.ndarray[Any, np.dtype[np.float64]],
+    micro_batch_tokens: int,
+) -> dict[str, Any]:
+    """How far the heads of an ensemble are apart on held-out pairs; ties are counted as wrong."""
+    spread = torch.zeros(len(groups))
+    for part in split_groups(groups, micro_batch_tokens):
+        batch = collate([groups[i] for i in part], renderer.pad_id).to(role.device)
+        members = role.scalar_head.members(role.states(batch).last).view(len(part), 2, -1)
+        spread[part] = (members[:, 0] - members[:, 1]).std(-1).cpu()
+    right = torch.from_numpy(margins > 0)
+    return {
+        "disagreement": float(spread.mean()),
+        "disagreement_right": float(spread[right].mean()) if bool(right.any()) else None,
+        "disagreement_wrong": float(spread[~right].mean()) if not bool(right.all()) else None,
+    }
 
 
 def _offset_groups(

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from amenable.models.heads import ScalarHead
+from amenable.models.heads import HeadEnsemble, ScalarHead
 
 
 def test_score_is_the_weighted_sum_without_bias() -> None:
@@ -46,3 +46,18 @@ def test_head_stays_in_float32_under_autocast() -> None:
         score = head(torch.ones(2, dtype=torch.bfloat16))
     assert score.dtype is torch.float32
     assert score.item() == 1 + 2.0**-12
+
+
+def test_an_ensemble_scores_by_the_mean_of_its_heads() -> None:
+    ensemble = HeadEnsemble(8, heads=3, seed=2)
+    hidden = torch.randn(5, 8)
+    members = ensemble.members(hidden)
+    assert members.shape == (5, 3)
+    torch.testing.assert_close(ensemble(hidden), members.mean(-1))
+    torch.testing.assert_close(ensemble.disagreement(hidden), members.std(-1))
+    assert members.std(-1).min() > 0, "the heads start apart"
+    again = HeadEnsemble.from_weight(ensemble.weight.detach())
+    assert torch.equal(again.weight, ensemble.weight)
+    single = ScalarHead.from_weight(ensemble.mean_weight.detach())
+    torch.testing.assert_close(single(hidden), ensemble(hidden))
+    assert torch.equal(single.members(hidden)[:, 0], single(hidden))

@@ -11,12 +11,14 @@ import torch
 from transformers import AutoModelForSequenceClassification
 
 from amenable.artifacts import StageContext, read_json, read_jsonl, write_jsonl
+from amenable.config.reward import RewardConfig
 from amenable.data.collate import PromptGroup, collate
 from amenable.data.reading.readers import read_preferences
 from amenable.data.schemas import Choice, Message, Preference, Prompt, Speaker
 from amenable.data.tokens.cache import TokenGroups
 from amenable.models.build import Foundation
-from amenable.models.heads import ScalarHead
+from amenable.models.export import load_reward_head
+from amenable.models.heads import HeadEnsemble, ScalarHead
 from amenable.models.roles import Role
 from amenable.train import reward
 from amenable.train.reward import (
@@ -244,3 +246,50 @@ def test_the_reward_model_starts_from_the_sft_model(
     with torch.no_grad():
         torch.testing.assert_close(started.states(batch).last, sft.states(batch).last)
         assert (fresh.states(batch).last - sft.states(batch).last).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("ties", ["rao-kupper", "davidson"])
+def test_ten_pairs_are_learnt_by_an_ensemble(
+    make_context: MakeContext, ten_rows: Rows, lively: Path, tmp_path: Path, ties: str
+) -> None:
+    """Three heads, each on a bootstrap, with a model of ties, smoothing and centring."""
+    ctx = context(
+        make_context,
+        ten_rows,
+        tmp_path / "run",
+        base=lively,
+        reward__heads=3,
+        reward__ties=ties,
+        reward__label_smoothing=0.05,
+        reward__centring_coef=0.01,
+        reward__learning_rate=2e-2,
+    )
+    report = reward.run(ctx)
+    losses = [
+        row["reward/rank_loss"]
+        for row in read_jsonl(ctx.log.metrics_path)
+        if "reward/rank_loss" in row
+    ]
+    assert sum(losses[-4:]) < 0.6 * sum(losses[:4])
+    assert report["disagreement"] > 0
+    head, _ = load_reward_head(ctx.folder.models / "reward")
+    assert isinstance(head, HeadEnsemble)
+    assert head.weight.shape[0] == 3
+    plain = AutoModelForSequenceClassification.from_pretrained(ctx.folder.models / "reward")
+    torch.testing.assert_close(plain.score.weight, head.mean_weight.detach())
+
+
+def test_the_rate_falls_to_nothing_within_one_epoch_by_default(
+    make_context: MakeContext, ten_rows: Rows, tmp_path: Path
+) -> None:
+    ctx = context(make_context, ten_rows, tmp_path / "run", reward__epochs=RewardConfig().epochs)
+    reward.run(ctx)
+    rates = [
+        row["reward/learning_rate"]
+        for row in read_jsonl(ctx.log.metrics_path)
+        if "reward/learning_rate" in row
+    ]
+    assert len(rates) == 2, "ten pairs, five a step"
+    assert rates[-1] == pytest.approx(RewardConfig().learning_rate / 2)
+    modules = Foundation.open(ctx.recipe).role("reward", head=ScalarHead(64)).model.modules()
+    assert not any(isinstance(m, torch.nn.Dropout) and m.p > 0 for m in modules)
