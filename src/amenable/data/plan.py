@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from amenable.config.data import DataConfig
+from amenable.config.needs import collects
 from amenable.config.recipe import Recipe
 from amenable.data.annotator import reference_of
 from amenable.data.row_file import parse_prompt
@@ -151,12 +152,6 @@ def make_plan(sources: Sources, recipe: Recipe) -> Plan:
     _plan_demonstrations(plan, sources.demonstrations, recipe)
     _plan_prompts(plan, sources, recipe)
     return plan
-
-
-def collects(recipe: Recipe) -> bool:
-    """Whether preferences are to be collected: a reward to train, an annotator, no file."""
-    trains = recipe.reward.enabled and not recipe.policy.reward
-    return trains and recipe.collect.annotator != "none" and not recipe.data.preferences
 
 
 def _sides(sources: Sources, config: DataConfig) -> Plan:

@@ -19,9 +19,10 @@ import numpy as np
 
 from amenable.artifacts import StageContext, storage_errors, write_json
 from amenable.config.data import DataConfig
+from amenable.config.needs import collects
 from amenable.data.content.statistics import length_summary
 from amenable.data.docstrings import harvest, harvest_fingerprint
-from amenable.data.plan import Part, Plan, Sources, collects, make_plan
+from amenable.data.plan import Part, Plan, Sources, make_plan
 from amenable.data.quality import quality, refuse, warnings
 from amenable.data.reading.readers import iter_demonstrations, iter_preferences, iter_prompts
 from amenable.data.reading.records import DroppingLog, ReadLog, Row

@@ -268,7 +268,7 @@ def model_card(run: Run, kind: str) -> str:
         .get_template("model_card.md")
         .render(
             kind=kind,
-            title=MODELS[kind],
+            title=_title(kind, run),
             run=run,
             name=run.summary.get("name") or run.recipe.get("name") or "run",
             base=_base_repository(str(run.summary.get("base_model") or "")),
@@ -277,6 +277,10 @@ def model_card(run: Run, kind: str) -> str:
             version=__version__,
         )
     )
+
+
+def _title(kind: str, run: Run) -> str:
+    return "policy tuned on preferences" if kind == "tuned" and run.off_policy else MODELS[kind]
 
 
 def _base_repository(base: str) -> str:

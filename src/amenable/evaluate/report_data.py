@@ -15,6 +15,7 @@ from typing import Any
 
 from markupsafe import Markup
 
+from amenable.algorithms import ALGORITHMS
 from amenable.artifacts import Json, RunFolder
 from amenable.evaluate import curves
 from amenable.evaluate.curves import Series
@@ -34,6 +35,13 @@ GUIDES = {
     "kl_loss": "Rises, then plateaus: the policy moves away from the reference as far as the "
     "penalty lets it. Below zero: the sampling is not the policy's own. Growing without a gain "
     "in reward: raise the KL weight.",
+    "preference_loss": "Falls, then flattens. Held out rising again: fewer epochs, or a larger "
+    "beta. With a reference it starts where the policy prefers neither side.",
+    "preference_accuracy": "Rises from 0.5 and flattens. Training near 1 with held out far below: "
+    "the pairs are learnt by heart.",
+    "implicit_rewards": "The chosen one's lies above the rejected one's, and they part. Both "
+    "falling: the policy leaves all that it was shown, the chosen completions included; try "
+    "policy.preference.sft_coef or a larger beta.",
 }
 """What a good curve looks like, and what the usual bad ones mean."""
 
@@ -77,6 +85,13 @@ class Run:
         if isinstance(collected.get("simulated"), bool):
             return bool(collected["simulated"])
         return bool(section(self.recipe, "collect").get("annotator") == "simulated")
+
+    @property
+    def off_policy(self) -> bool:
+        """True where the policy learnt from pairs, so that it never saw a reward."""
+        name = section(self.summary, "policy").get("algorithm")
+        name = name or section(self.recipe, "policy").get("algorithm")
+        return name in ALGORITHMS and ALGORITHMS[name].learns_from == "preferences"
 
 
 # Reading the folder --------------------------------------------------------------------------
@@ -271,8 +286,9 @@ def _curve(
 
 
 def policy_figures(run: Run) -> list[Figure]:
-    """Reward and KL curves with their reading guide."""
+    """Reward and KL curves, or loss and accuracy on pairs, with their reading guide."""
     figures = [
+        *_preference_figures(run),
         _curve(
             run,
             "policy",
@@ -298,6 +314,41 @@ def policy_figures(run: Run) -> list[Figure]:
     return [f for f in figures if f]
 
 
+def _preference_figures(run: Run) -> list[Figure | None]:
+    """Of an algorithm that learns from pairs."""
+    if not run.off_policy:
+        return []
+    return [
+        _curve(
+            run,
+            "policy",
+            [("loss", "training"), ("eval_loss", "held out")],
+            "loss",
+            y_label="mean loss of a pair",
+            spoken="The training loss",
+            good=GUIDES["preference_loss"],
+        ),
+        _curve(
+            run,
+            "policy",
+            [("accuracy", "training"), ("eval_accuracy", "held out")],
+            "accuracy",
+            y_label="share of pairs",
+            spoken="Training accuracy",
+            good=GUIDES["preference_accuracy"],
+        ),
+        _curve(
+            run,
+            "policy",
+            [("chosen_reward", "chosen"), ("rejected_reward", "rejected")],
+            "implicit reward",
+            y_label="implicit reward",
+            spoken="That of the chosen",
+            good=GUIDES["implicit_rewards"],
+        ),
+    ]
+
+
 def diagnostics(run: Run) -> list[Figure]:
     """Small charts of what usually explains a bad run."""
     wanted = (
@@ -317,6 +368,9 @@ def diagnostics(run: Run) -> list[Figure]:
             "Above 0 after the first updates.",
         ),
         ("kl_coef", "weight of the KL penalty", "Constant, or steered to the target."),
+        ("margin", "margin of the implicit rewards", "Rises, then plateaus."),
+        ("chosen_nll", "chosen completions, nats a token", "Should not rise far."),
+        ("reference_point", "reference point z, nats", "KTO's estimate of the KL; rises slowly."),
     )
     found = [
         _curve(run, "policy", [(key, title)], title, good=good, x_label="update")

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
 from amenable.artifacts import write_json, write_jsonl
 from amenable.data.annotator import SimulatedAnnotator
-from amenable.data.collate import PromptGroup, collate, split_groups
+from amenable.data.collate import PromptGroup
 from amenable.data.row_file import open_prompts
 from amenable.data.schemas import Prompt
 from amenable.evaluate.generate import Answer, generate
@@ -20,7 +21,7 @@ from amenable.evaluate.side_by_side import compare
 from amenable.evaluate.statistics import distinct_n, duplicate_share
 from amenable.models.build import Foundation
 from amenable.models.export import load_reward_head
-from amenable.rollout.rewards import Reward, RoleReward, ready_reward
+from amenable.rollout.rewards import open_rewards, score_groups
 from amenable.rollout.transformers_engine import engine_for
 from amenable.rollout.types import Engine, Sampling
 
@@ -43,12 +44,13 @@ def run(ctx: StageContext) -> list[dict[str, Any]]:
     prompts = prompts[: len(answers["base"])]
     scores = _scores(ctx, foundation, prompts, answers)
     write_jsonl(ctx.out / "completions.jsonl", _rows(prompts, answers, scores))
-    return [
+    compared = [
         _comparison(ctx, a, b, judge, answers, of)
         for judge, of in scores.items()
         for a, b in _PAIRS
         if a in answers and b in answers
     ]
+    return [row for row in compared if row is not None]
 
 
 def systems(ctx: StageContext, foundation: Foundation) -> dict[str, Path | str]:
@@ -138,51 +140,65 @@ def _scores(
             ]
             for name, of in answers.items()
         }
-    reward = _reward(ctx, foundation)
-    if reward is not None:
-        ctx.progress.say("evaluate: scoring with the reward model")
-        scores["reward_model"] = _reward_scores(reward, foundation, prompts, answers)
+    rewarded = _reward_scores(ctx, foundation, prompts, answers)
+    if rewarded is not None:
+        scores["reward_model"] = rewarded
     return scores
 
 
-def _reward(ctx: StageContext, foundation: Foundation) -> Reward | None:
-    """The reward that the policy was tuned on, if there is one."""
-    source, data = ctx.recipe.policy.reward, ctx.recipe.data
-    folder = ctx.folder.models / "reward"
-    if source:
-        return ready_reward(
-            source,
-            max_prompt_tokens=data.max_prompt_tokens,
-            max_completion_tokens=data.max_completion_tokens,
-        )
-    if not folder.is_dir():
-        return None
-    head, offset = load_reward_head(folder)
-    return RoleReward(foundation.role("reward", folder, head=head, train=False), offset)
-
-
 def _reward_scores(
-    reward: Reward, foundation: Foundation, prompts: Sequence[Prompt], answers: Answers
-) -> dict[str, list[float]]:
-    """Scores of all systems' answers to a prompt, from one encoding of it."""
-    names = list(answers)
+    ctx: StageContext, foundation: Foundation, prompts: Sequence[Prompt], answers: Answers
+) -> dict[str, list[float]] | None:
+    """By the rewards that the policy was tuned on, if there are any; NaN where one failed.
+
+    Running normalisers begin anew and see all answers at once, so that systems are treated alike.
+    """
+    data, names = ctx.recipe.data, list(answers)
+    texts, own = open_rewards(
+        ctx.recipe.policy,
+        max_prompt_tokens=data.max_prompt_tokens,
+        max_completion_tokens=data.max_completion_tokens,
+        instruction=data.instruction,
+        system_message=data.system_message,
+    )
+    if own is not None and not (ctx.folder.models / "reward").is_dir():
+        return None
+    ctx.progress.say("evaluate: scoring with the reward model")
+    total = torch.zeros(len(prompts) * len(names))
+    if own is not None:
+        total += own.weight * own.apply(_own_scores(ctx, foundation, answers))
+    if texts is not None:
+        judged = texts.judge(
+            [prompt for prompt in prompts for _ in names],
+            [answers[name][i].completion.text for i in range(len(prompts)) for name in names],
+            all_may_fail=True,
+        )
+        total += judged.scores
+        failed = [reason for reason in judged.reasons if reason]
+        if failed:
+            ctx.progress.say(
+                f"evaluate: a reward failed for {len(failed)} of {len(total)} answers, whose "
+                f"prompts are left out; the first: {failed[0]}"
+            )
+    table = total.view(len(prompts), len(names))
+    return {name: table[:, column].tolist() for column, name in enumerate(names)}
+
+
+def _own_scores(ctx: StageContext, foundation: Foundation, answers: Answers) -> Tensor:
+    """[prompts × systems] centred scores of the run's own reward model.
+
+    All systems' answers to a prompt are read from one encoding of it.
+    """
+    folder, names = ctx.folder.models / "reward", list(answers)
+    head, offset = load_reward_head(folder)
+    role = foundation.role("reward", folder, head=head, train=False)
     groups = [
         PromptGroup(
-            answers[names[0]][i].rollout.prompt_ids,
-            [answers[name][i].rollout.completion_ids for name in names],
+            of_prompt[0].rollout.prompt_ids, [answer.rollout.completion_ids for answer in of_prompt]
         )
-        for i in range(len(prompts))
+        for of_prompt in zip(*(answers[name] for name in names), strict=True)
     ]
-    table = torch.zeros(len(prompts), len(names))
-    for part in split_groups(groups, _SCORING_TOKENS):
-        batch = collate([groups[i] for i in part], foundation.renderer.pad_id)
-        scored = reward.score(
-            batch.to(foundation.device),
-            [prompts[i] for i in part for _ in names],
-            [answers[name][i].completion.text for i in part for name in names],
-        )
-        table[part] = scored.scores.view(len(part), len(names)).cpu()
-    return {name: table[:, column].tolist() for column, name in enumerate(names)}
+    return score_groups(role, groups, foundation.renderer.pad_id, _SCORING_TOKENS) - offset
 
 
 def _rows(prompts: Sequence[Prompt], answers: Answers, scores: Scores) -> list[dict[str, Any]]:
@@ -195,7 +211,10 @@ def _rows(prompts: Sequence[Prompt], answers: Answers, scores: Scores) -> list[d
             "tokens": {name: of[i].completion.tokens for name, of in answers.items()},
             "ended": {name: of[i].completion.ended for name, of in answers.items()},
             "scores": {
-                judge: {name: values[i] for name, values in of.items()}
+                judge: {
+                    name: None if math.isnan(values[i]) else values[i]
+                    for name, values in of.items()
+                }
                 for judge, of in scores.items()
             },
         }
@@ -205,15 +224,20 @@ def _rows(prompts: Sequence[Prompt], answers: Answers, scores: Scores) -> list[d
 
 def _comparison(
     ctx: StageContext, a: str, b: str, judge: str, answers: Answers, scores: dict[str, list[float]]
-) -> dict[str, Any]:
-    texts = {name: [answer.completion.text for answer in answers[name]] for name in (a, b)}
+) -> dict[str, Any] | None:
+    """Over the prompts for which the judge could score both; None if there is none."""
+    sums = [x + y for x, y in zip(scores[a], scores[b], strict=True)]
+    kept = [i for i, both in enumerate(sums) if not math.isnan(both)]
+    if not kept:
+        return None
+    texts = {name: [answers[name][i].completion.text for i in kept] for name in (a, b)}
     lengths = {name: [len(text.split()) for text in texts[name]] for name in (a, b)}
     return compare(
         a,
         b,
         judge,
-        scores[a],
-        scores[b],
+        [scores[a][i] for i in kept],
+        [scores[b][i] for i in kept],
         lengths[a],
         lengths[b],
         seed=ctx.recipe.seed,

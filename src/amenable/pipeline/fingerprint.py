@@ -24,6 +24,7 @@ from amenable.config.checks import lookup
 from amenable.config.data import SourceConfig
 from amenable.config.load import flatten
 from amenable.config.recipe import Recipe
+from amenable.config.rewards import outside_sources
 from amenable.errors import AmenableError
 from amenable.pipeline.stages import Stage, config_values
 
@@ -150,7 +151,8 @@ def _sources(stage: Stage, recipe: Recipe, base: Path | str) -> Iterator[tuple[s
         if key == "model.base":
             yield "base model", base
         elif key == "policy.reward":
-            yield from _code(key, ready_reward(recipe.policy.reward))
+            for name, source in outside_sources(recipe.policy):
+                yield from _code(name, ready_reward(source))
         else:
             yield from _data_sources(key, lookup(recipe, key))
 

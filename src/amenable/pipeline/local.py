@@ -58,6 +58,7 @@ if TYPE_CHECKING:
 
 _BUDGET_IN_USE = 0.9
 _REASONS_SHOWN = 3
+_SECONDS_BETWEEN_REPORTS = 10.0
 
 
 class Interrupted(StageError):
@@ -142,6 +143,7 @@ class _Run:
         self.progress, self.deadline = progress, deadline
         self.command = list(command or sys.argv)
         self.started = time.monotonic()
+        self.next_report = self.started
         self.hashes = FileHashes(folder.root / ".hashes.json")
         self.states = {stage.name: read_state(folder, stage.name) for stage in stages}
         self.ran: set[str] = set()
@@ -328,7 +330,7 @@ class _Run:
             log=log,
             progress=self.progress,
             deadline=deadline,
-            refresh_report=self._refresh_report,
+            refresh_report=self._refresh_report_now_and_then,
             open_renderer=self._open_renderer,
         )
         try:
@@ -432,6 +434,12 @@ class _Run:
         with suppress(AmenableError):
             return read_json(self.folder.summary_path).get(key)
         return None
+
+    def _refresh_report_now_and_then(self) -> None:
+        """Stages may ask after every step; drawing the page takes longer than a short step."""
+        if time.monotonic() >= self.next_report:
+            self._refresh_report()
+            self.next_report = time.monotonic() + _SECONDS_BETWEEN_REPORTS
 
     def _refresh_report(self) -> None:
         try:

@@ -126,7 +126,7 @@ def _git(root: Path, *words: str) -> str:
 
 def _inputs(states: Mapping[str, StageState]) -> dict[str, str]:
     """Hashes of files outside the run folder, by the recipe key that names them."""
-    marks = ("base model", "policy.reward/")
+    marks = ("base model", "policy.reward/", "policy.rewards[")
     return {
         name: value
         for state in states.values()

@@ -10,9 +10,9 @@ from pathlib import Path
 
 from amenable.config.data import SourceConfig
 from amenable.config.recipe import Recipe
+from amenable.config.rewards import is_folder, kind_of, outside_sources
 from amenable.data.reading.sources import Source, find_sources, hub_name
 from amenable.errors import DataError, ModelError
-from amenable.pipeline.fingerprint import ready_reward
 
 _DATA_KEYS = ("demonstrations", "preferences", "prompts", "evaluation_prompts")
 _QUIET = {
@@ -35,7 +35,8 @@ def check_inputs(recipe: Recipe) -> None:
     """
     for key in _DATA_KEYS:
         _check_source(getattr(recipe.data, key), f"data.{key}")
-    _check_ready_reward(recipe.policy.reward)
+    for name, source in outside_sources(recipe.policy):
+        _check_ready_reward(source, name)
 
 
 def base_model(recipe: Recipe, say: Callable[[str], None]) -> Path | str:
@@ -68,8 +69,8 @@ def silence_libraries() -> None:
 
 def close_hub(recipe: Recipe, base: Path | str) -> None:
     """Forbids calls to the hub unless the recipe names a model or data on it."""
-    reward = recipe.policy.reward
-    named = isinstance(ready_reward(reward), str) and reward and ":" not in reward
+    rewards = (source for _, source in outside_sources(recipe.policy))
+    named = any(kind_of(source) == "model" and not is_folder(source) for source in rewards)
     if isinstance(base, str) or named or any(map(_is_on_hub, _files(recipe))):
         return
     os.environ["HF_HUB_OFFLINE"] = "1"
@@ -107,13 +108,13 @@ def _check_source(config: SourceConfig, key: str) -> None:
         load_reader(config.reader)
 
 
-def _check_ready_reward(reward: str) -> None:
+def _check_ready_reward(reward: str, key: str = "policy.reward") -> None:
     path = Path(reward).expanduser()
     looks_local = reward.startswith((".", "/", "~")) or reward.count("/") > 1
-    if not reward or ":" in reward or not (looks_local or path.exists()):
+    if kind_of(reward) != "model" or not (looks_local or path.exists()):
         return
     if not path.is_dir() or not (path / "config.json").exists():
         raise ModelError(
-            f"{reward}: no reward-model folder (config.json is missing); correct policy.reward:"
+            f"{reward}: no reward-model folder (config.json is missing); correct {key}:"
             " a folder, a hub id or module:function"
         )

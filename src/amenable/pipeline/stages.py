@@ -11,7 +11,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from amenable.artifacts import Json, StageContext
+from amenable.config.needs import collects, needs_preferences, trains_reward
 from amenable.config.recipe import Recipe
+from amenable.masking import shown_name
 
 RunFunction = Callable[[StageContext], Json | list[Json]]
 """Returns its section of summary.json."""
@@ -81,17 +83,21 @@ def _sft_off(recipe: Recipe) -> str:
 
 
 def _collect_off(recipe: Recipe) -> str:
-    if _reward_off(recipe):
-        return "no reward model is trained"
+    if not needs_preferences(recipe):
+        return "no stage learns from preferences"
     if recipe.data.preferences:
         return "data.preferences has them"
-    return 'collect.annotator is "none"' if recipe.collect.annotator == "none" else ""
+    return "" if collects(recipe) else 'collect.annotator is "none"'
 
 
 def _reward_off(recipe: Recipe) -> str:
+    if trains_reward(recipe):
+        return ""
+    if not recipe.reward.enabled:
+        return "reward.enabled is false"
     if recipe.policy.reward:
-        return f"policy.reward is {recipe.policy.reward}"
-    return "" if recipe.reward.enabled else "reward.enabled is false"
+        return f"policy.reward is {shown_name(recipe.policy.reward)}"
+    return "policy.rewards does without the run's own"
 
 
 def _policy_off(recipe: Recipe) -> str:
@@ -118,7 +124,10 @@ STAGES: tuple[Stage, ...] = (
             "collect.annotator",
             "collect.pairs",
             "reward.enabled",
+            "policy.enabled",
+            "policy.algorithm",
             "policy.reward",
+            "policy.rewards",
         ),
         sources=(
             "data.demonstrations",
@@ -179,8 +188,14 @@ STAGES: tuple[Stage, ...] = (
             "evaluate.best_of_prompts",
         ),
         sources=("model.base", "policy.reward"),
-        needs=("data", "sft", "reward"),
-        reads=("data/prompts.*.jsonl", "models/sft/*", "models/reward/*"),
+        needs=("data", "sft", "collect", "reward"),
+        reads=(
+            "data/prompts.*.jsonl",
+            "data/preferences.train.jsonl",
+            "data/preferences.validation.jsonl",
+            "models/sft/*",
+            "models/reward/*",
+        ),
         makes=("models/tuned",),
         may_make=(*_logs("policy"), "stages/policy/*.json"),
         time_share=44,
@@ -189,7 +204,7 @@ STAGES: tuple[Stage, ...] = (
     Stage(
         name="evaluate",
         run="amenable.evaluate.stage:run",
-        config=("seed", *RENDERING, "evaluate", "collect"),
+        config=("seed", *RENDERING, "evaluate", "collect", "policy.reward", "policy.rewards"),
         sources=("model.base", "policy.reward"),
         needs=("data", "sft", "reward", "policy"),
         reads=("data/*.test.jsonl", "models/*"),

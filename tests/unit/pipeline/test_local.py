@@ -333,11 +333,24 @@ def test_report_that_fails_stops_nothing(
         raise ValueError("no page")
 
     pipeline.hooks["upper"] = lambda ctx: [ctx.refresh_report(), ctx.refresh_report()]  # type: ignore[assignment,func-returns-value]
+    monkeypatch.setattr(local, "_SECONDS_BETWEEN_REPORTS", 0.0)
     monkeypatch.setitem(
         sys.modules, "amenable.evaluate.report", type("Report", (), {"render": render})
     )
     pipeline.run()
     assert pipeline.said.getvalue().count("report.html could not be refreshed: no page") == 1
+
+
+def test_the_report_is_not_drawn_after_every_short_step(
+    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[object] = []
+    pipeline.hooks["upper"] = lambda ctx: [ctx.refresh_report() for _ in range(5)]  # type: ignore[assignment,func-returns-value]
+    monkeypatch.setitem(
+        sys.modules, "amenable.evaluate.report", type("Report", (), {"render": drawn.append})
+    )
+    pipeline.run()
+    assert len(drawn) == 1
 
 
 def test_damaged_state_means_not_done(pipeline: Pipeline) -> None:
