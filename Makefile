@@ -27,11 +27,11 @@ LIGHT := numpy scipy msgspec typer rich jinja2 tomli-w filelock fsspec pyarrow r
 # thread repeats without fail.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help install demo test test-peers test-py check clean
+.PHONY: help install demo test test-peers test-py lab parity check clean
 
 help:
 	@sed -n 's/^# \{0,1\}//p;/^$$/q' Makefile
-	@echo "Targets: install demo test test-peers test-py check clean"
+	@echo "Targets: install demo test test-peers test-py lab parity check clean"
 
 install: $(STAMP)
 
@@ -57,6 +57,14 @@ check: install
 # Other libraries as oracles, each in an environment of its own.
 test-peers: install
 	PYTHON=$(BIN)/python TORCH_INDEX="$(TORCH_INDEX)" bash tests/peers/run.sh
+
+# Where every algorithm lands, against closed forms: docs/lab.md. A quarter of an hour on two cores.
+lab: install
+	$(BIN)/amenable lab exact --out runs/lab
+
+# The same learning as TRL's trainers, five seeds each: docs/benchmarks.md.
+parity: install
+	PYTHON=$(BIN)/python TORCH_INDEX="$(TORCH_INDEX)" bash benchmarks/parity/run.sh
 
 # The torch-free tests on the other Pythons that are here.
 test-py:

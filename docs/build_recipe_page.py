@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from amenable.config.checks import RANGES, Range
-from amenable.config.load import RecipeKey, recipe_keys
+from amenable.config.load import RecipeKey, listed_section, recipe_keys
 from amenable.config.recipe import Recipe
 
 PAGE = Path(__file__).parent / "recipe.md"
@@ -50,7 +50,7 @@ is loaded:
 - a reward model has pairs: `data.preferences`, or a `collect.annotator`;
 - `policy.top_p` is 1 and `policy.top_k` is 0: the behaviour policy is the one that is
   differentiated;
-- `policy.ppo.minibatches` divides `policy.prompts_per_update` × `policy.samples_per_prompt`;
+- `policy.minibatches` divides `policy.prompts_per_update` × `policy.samples_per_prompt`;
 - `evaluate.best_of` is 0 or at least 2.
 """
 
@@ -65,13 +65,22 @@ def _section(cls: Any, default: Any, prefix: str, keys: dict[str, RecipeKey]) ->
     """The parts of the page for a section and those inside it, in the dataclass's order."""
     own = [keys[prefix + field.name] for field in fields(cls) if prefix + field.name in keys]
     summary = " ".join((cls.__doc__ or "").split())
-    title = f"[{prefix[:-1]}]" if prefix else "Top level"
-    parts = [f"\n## {title}\n\n{summary}\n\n{_table(own, prefix)}"]
+    parts = [f"\n## {_title(prefix)}\n\n{summary}\n\n{_table(own, prefix)}"]
     for field in fields(cls):
-        value = getattr(default, field.name)
+        value, place = getattr(default, field.name), f"{prefix}{field.name}"
         if is_dataclass(value):
-            parts += _section(type(value), value, f"{prefix}{field.name}.", keys)
+            parts += _section(type(value), value, f"{place}.", keys)
+        elif listed := listed_section(cls, field.name):
+            parts += _section(listed, listed(), f"{place}[].", keys)
     return parts
+
+
+def _title(prefix: str) -> str:
+    """The section as TOML has it; `a.b[].` is a list of sections."""
+    if not prefix:
+        return "Top level"
+    place = prefix.removesuffix(".")
+    return f"[[{place[:-2]}]]" if place.endswith("[]") else f"[{place}]"
 
 
 def _table(keys: list[RecipeKey], prefix: str) -> str:

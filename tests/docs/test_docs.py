@@ -26,7 +26,17 @@ METRICS = (DOCS / "metrics.md").read_text(encoding="utf-8")
 WRITERS = {
     "sft": ("train/sft.py", "train/loop.py"),
     "reward": ("train/reward.py", "train/loop.py"),
-    "policy": ("train/on_policy.py", "train/ppo.py"),
+    "policy": (
+        "train/on_policy.py",
+        "train/experience.py",
+        "train/scoring.py",
+        "train/passes.py",
+        "train/ppo.py",
+        "train/policy_gradient.py",
+        "train/online_preference.py",
+        "train/best_of_n.py",
+        "train/off_policy.py",
+    ),
 }
 """Which modules write the metrics of a stage."""
 
@@ -46,6 +56,8 @@ RESULTS = {
         ("train/reward.py", "run"),
         ("evaluate/reward_report.py", "reward_report", "_accuracy", "_baselines", "_calibration"),
         ("train/on_policy.py", "summary"),
+        ("train/off_policy.py", "run"),
+        ("train/tuned_samples.py", "sample_tuned"),
         ("evaluate/side_by_side.py", "compare", "_counts"),
     ),
     "headroom.json": (("rollout/headroom.py", "report_headroom"),),
@@ -55,7 +67,11 @@ RESULTS = {
         ("data/stage.py", "summary", "report", "_describe", "_met"),
         ("data/quality.py", "quality"),
     ),
-    "policy": (("train/on_policy.py", "_sample_rows"),),
+    "policy": (
+        ("train/experience.py", "sample_rows"),
+        ("train/scoring.py", "judge"),
+        ("train/tuned_samples.py", "_rows"),
+    ),
 }
 """Heading of docs/metrics.md -> functions whose dictionaries it describes."""
 
@@ -101,7 +117,8 @@ def test_recipe_page_has_every_key_in_its_section() -> None:
     page = (DOCS / "recipe.md").read_text(encoding="utf-8")
     for key in recipe_keys():
         place, _, name = key.key.rpartition(".")
-        text = section(page, f"[{place}]" if place else "Top level")
+        title = f"[[{place[:-2]}]]" if place.endswith("[]") else f"[{place}]"
+        text = section(page, title if place else "Top level")
         assert f"| `{name}` |" in text, key.key
         assert " ".join(key.help.split()).replace("|", "\\|") in text, key.key
 
@@ -163,7 +180,10 @@ def written_metrics(tree: ast.Module) -> set[str]:
                 found.add(name)
             case ast.Assign(
                 targets=[
-                    ast.Subscript(value=ast.Name(id="metrics"), slice=ast.Constant(value=str(name)))
+                    ast.Subscript(
+                        value=ast.Name(id="metrics") | ast.Attribute(attr="_metrics"),
+                        slice=ast.Constant(value=str(name)),
+                    )
                 ]
             ):
                 found.add(name)
@@ -279,7 +299,7 @@ def test_commands_exist(page: Path) -> None:
 
 
 def test_readme_names_every_command() -> None:
-    groups = ("amenable", "amenable data", "amenable models")
+    groups = ("amenable", "amenable data", "amenable models", "amenable lab")
     leaves = [name for name in commands() if name not in groups]
     assert len(leaves) >= 6
     assert [name for name in leaves if f"`{name}" not in README] == []

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from amenable.config.recipe import Recipe
 from amenable.losses.advantages import reinforce_plus_plus, reinforce_plus_plus_baseline
 from amenable.losses.aggregation import Aggregation, token_weights
 from amenable.losses.direct_preference import (
@@ -21,6 +22,7 @@ from amenable.losses.direct_preference import (
 )
 from amenable.losses.kl import k1, k2, k3, kl_loss
 from amenable.losses.kto import kto_loss
+from amenable.losses.likelihood import cross_entropy
 from amenable.losses.policy import gspo_policy_loss, ppo_policy_loss, reinforce_loss
 from amenable.losses.preference import (
     bradley_terry_loss,
@@ -32,6 +34,7 @@ from amenable.losses.reference_free import odds_ratio_loss, simpo_loss
 from amenable.losses.selection import best_of_n, choice_probabilities, sampled_choices
 from amenable.losses.ties import davidson_loss, rao_kupper_loss
 from amenable.losses.value import value_loss
+from amenable.train.policy_gradient import GRADIENTS
 
 from .strategies import groups, pairs, tensors, token_batches
 
@@ -98,6 +101,8 @@ TOKEN_LOSSES: dict[str, TokenLoss] = {
     "k3": lambda a, b, c, m: k3(a, b),
     "kl_loss": lambda a, b, c, m: kl_loss(a, b, c),
     "value": lambda a, b, c, m: value_loss(a, b, c, 0.2),
+    "cross_entropy": lambda a, b, c, m: cross_entropy(a, m),
+    **{name: row.surrogate(Recipe()).loss for name, row in GRADIENTS.items()},
 }
 AGGREGATIONS: list[Aggregation] = ["token", "sequence", "constant"]
 

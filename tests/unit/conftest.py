@@ -15,7 +15,14 @@ from amenable.config.collect import CollectConfig
 from amenable.config.data import DataConfig
 from amenable.config.evaluate import EvaluateConfig
 from amenable.config.model import LoraConfig, ModelConfig
-from amenable.config.policy import KLConfig, PolicyConfig, PPOConfig
+from amenable.config.policy import (
+    BestOfNConfig,
+    KLConfig,
+    OnlineDPOConfig,
+    PolicyConfig,
+    PPOConfig,
+)
+from amenable.config.preference import PreferenceConfig
 from amenable.config.recipe import Recipe
 from amenable.config.reward import RewardConfig
 from amenable.config.sft import SFTConfig
@@ -46,6 +53,9 @@ def tiny_recipe(base: Path, **changes: Any) -> Recipe:
         "policy": PolicyConfig(updates=3, prompts_per_update=4, samples_per_prompt=2),
         "kl": KLConfig(),
         "ppo": PPOConfig(),
+        "online_dpo": OnlineDPOConfig(),
+        "best_of_n": BestOfNConfig(),
+        "preference": PreferenceConfig(),
         "evaluate": EvaluateConfig(bootstrap_samples=50, best_of=0, diversity_prompts=0),
     }
     top: dict[str, Any] = {}
@@ -55,9 +65,10 @@ def tiny_recipe(base: Path, **changes: Any) -> Recipe:
             sections[section] = dataclasses.replace(sections[section], **{field: value})
         else:
             top[name] = value
-    kl, ppo, lora = (sections.pop(name) for name in ("kl", "ppo", "lora"))
-    sections["policy"] = dataclasses.replace(sections["policy"], kl=kl, ppo=ppo)
-    sections["model"] = dataclasses.replace(sections["model"], lora=lora)
+    inner = {"policy": ("kl", "ppo", "online_dpo", "best_of_n", "preference"), "model": ("lora",)}
+    for outer, names in inner.items():
+        own = {name: sections.pop(name) for name in names}
+        sections[outer] = dataclasses.replace(sections[outer], **own)
     return Recipe(**sections, **top)
 
 

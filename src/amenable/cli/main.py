@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 import amenable
-from amenable.cli import data, generate, models, report, run
+from amenable.cli import data, generate, lab, models, report, run
 from amenable.errors import AmenableError
 from amenable.masking import without_secrets
 
@@ -30,6 +30,7 @@ app.command("generate", epilog=generate.EXAMPLE)(generate.generate)
 app.command("report", epilog=report.EXAMPLE)(report.report)
 app.add_typer(data.app, name="data")
 app.add_typer(models.app, name="models")
+app.add_typer(lab.app, name="lab")
 
 
 def _print_version(wanted: bool) -> None:

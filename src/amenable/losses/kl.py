@@ -172,3 +172,36 @@ def adaptive_kl_coef(
         raise ValueError(f"horizon {horizon} must exceed a fifth of the {episodes} episodes")
     error = min(max(observed / target - 1, -ERROR_LIMIT), ERROR_LIMIT)
     return coef * (1 + error * episodes / horizon)
+
+
+def target_kl_coef(
+    coef: float, first: float, observed: float, target: float, episodes: int, horizon: int
+) -> float:
+    """The KL weight for the next update as a Lagrange multiplier of "KL at most target".
+
+    max(0, coef + first (observed / target - 1) episodes / horizon)
+
+    It falls to 0 where the policy stays within the target by itself, and rises for as long as it
+    does not: gradient ascent on the dual of the constrained problem.
+
+    Args:
+        coef: present weight, at least 0, units of reward a nat.
+        first: the weight that the run began with, above 0; sets the size of the steps.
+        observed: mean sequence KL of the update's roll-outs, nats; any finite number.
+        target: largest wanted sequence KL in nats, above 0.
+        episodes: completions in the update, above 0.
+        horizon: episodes after which an error of 100 % has moved the weight by `first`.
+
+    Returns:
+        The new weight, at least 0.
+
+    Raises:
+        ValueError: a number is out of its range.
+
+    Source: dual ascent; Boyd et al. 2011, "Distributed optimization and statistical learning via
+    the alternating direction method of multipliers", section 2.1.
+    """
+    check_positive(first=first, target=target, episodes=episodes, horizon=horizon)
+    if not (math.isfinite(observed) and coef >= 0):
+        raise ValueError(f"coef must be at least 0 and observed finite, are {coef}, {observed}")
+    return max(0.0, coef + first * (observed / target - 1) * episodes / horizon)

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 Metrics = dict[str, float]
 
+_MOST_UNDONE = 3  # steps one after the other; then training has broken down
+
 
 def learning_rate(
     step: int, steps: int, peak: float, warmup_fraction: float = 0.0, final_fraction: float = 0.0
@@ -47,7 +49,10 @@ def learning_rate(
 
 
 class Optimizer:
-    """AdamW over a role's parameters with gradient clipping and a check that all is finite.
+    """AdamW over a role's parameters with gradient clipping.
+
+    A step whose gradient is not finite is left out and counted, so that weights and moments stay
+    as they were.
 
     Args:
         parameters: float32.
@@ -66,6 +71,9 @@ class Optimizer:
     ) -> None:
         self._parameters = list(parameters)
         self._max_grad_norm = max_grad_norm
+        self._undone_in_a_row = 0
+        self.undone = 0
+        """Steps left out, as their gradient was not finite."""
         self._adam = torch.optim.AdamW(
             self._parameters, lr=0.0, betas=(0.9, 0.999), eps=eps, weight_decay=weight_decay
         )
@@ -73,54 +81,80 @@ class Optimizer:
     def step(self, rate: float) -> float:
         """Apply the gathered gradients with learning rate `rate`; return their norm, unclipped.
 
+        Where the norm is not finite, weights and moments are left as they were.
+
         Raises:
-            NumericsError: the norm is not finite; weights are left as they were.
+            NumericsError: the norm was not finite three times in a row.
         """
         norm = float(nn.utils.clip_grad_norm_(self._parameters, self._max_grad_norm))
         if not math.isfinite(norm):
-            self._adam.zero_grad(set_to_none=True)
-            raise NumericsError(
-                f"the gradient norm is {norm}: the loss is not finite. Lower the learning rate, "
-                "or set model.dtype = 'fp32'"
-            )
+            self._undo(norm)
+            return norm
+        self._undone_in_a_row = 0
         for group in self._adam.param_groups:
             group["lr"] = rate
         self._adam.step()
         self._adam.zero_grad(set_to_none=True)
         return norm
 
+    def _undo(self, norm: float) -> None:
+        self._adam.zero_grad(set_to_none=True)
+        self.undone += 1
+        self._undone_in_a_row += 1
+        if self._undone_in_a_row == _MOST_UNDONE:
+            raise NumericsError(
+                f"the gradient norm was {norm} in {_MOST_UNDONE} steps in a row: the loss is not "
+                "finite. Lower the learning rate, or set model.dtype = 'fp32'"
+            )
+
     def state(self) -> dict[str, Tensor]:
-        """Moments and step counts, flat."""
-        return {
+        """Moments and step counts, flat, and how many steps were left out."""
+        moments = {
             f"{index}.{key}": value
             for index, entry in self._adam.state_dict()["state"].items()
             for key, value in entry.items()
         }
+        return moments | {"undone": torch.tensor([self.undone, self._undone_in_a_row])}
 
     def load_state(self, state: dict[str, Tensor]) -> None:
         """Undo `state`."""
+        self.undone, self._undone_in_a_row = state["undone"].tolist()
         entries: dict[int, dict[str, Tensor]] = {}
         for name, value in state.items():
+            if name == "undone":
+                continue
             index, key = name.split(".", 1)
             entries.setdefault(int(index), {})[key] = value
         groups = self._adam.state_dict()["param_groups"]
         self._adam.load_state_dict({"state": entries, "param_groups": groups})
 
 
-def add_gradient(values: Tensor, mask: Tensor | None, denominator: float) -> float:
+def add_gradient(
+    values: Tensor,
+    mask: Tensor | None,
+    denominator: float,
+    blame: Callable[[int], None] | None = None,
+) -> float:
     """Backpropagate the sum of real values over a denominator of the whole batch.
 
     Args:
         values: [N] or [N, C] unreduced losses of one micro-batch.
         mask: True where a value counts; None counts all.
         denominator: number of real values in the whole batch.
+        blame: hears the number of each row whose loss is not finite.
 
     Returns:
         This micro-batch's part of the mean loss.
     """
     total = (values if mask is None else values[mask]).sum() / denominator
     total.backward()
-    return float(total.detach())
+    loss = float(total.detach())
+    if blame is not None and not math.isfinite(loss):
+        broken = ~values.detach().isfinite()
+        broken = broken if mask is None else broken & mask
+        for row in broken.view(len(broken), -1).any(1).nonzero()[:, 0].tolist():
+            blame(row)
+    return loss
 
 
 def save_checkpoint(
@@ -235,9 +269,13 @@ def train_supervised(
             rate = learning_rate(step, steps, config.learning_rate, config.warmup_fraction)
             metrics = gradient(batches[step])
             norm = optimizer.step(rate)
-            ctx.log.write(step + 1, **metrics, learning_rate=rate, grad_norm=norm)
+            undone = float(optimizer.undone)
+            ctx.log.write(
+                step + 1, **metrics, learning_rate=rate, grad_norm=norm, undone_steps=undone
+            )
             bar.advance(1, loss=metrics[loss_name])
-            progress.losses.append(metrics[loss_name])
+            if math.isfinite(metrics[loss_name]):
+                progress.losses.append(metrics[loss_name])
             stop = ctx.deadline.exceeded()
             if step + 1 in marks or stop:
                 progress.mark(step + 1, evaluate())

@@ -7,87 +7,57 @@ Shapes: N completions and C tokens of a micro-batch.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
-from torch import Tensor
 
+from amenable.algorithms import ALGORITHMS, kl_placement
+from amenable.artifacts import write_json
 from amenable.data.annotator import SimulatedAnnotator
-from amenable.data.collate import GroupBatch, PromptGroup, collate, seeded_epochs, split_groups
+from amenable.data.collate import PromptGroup, collate, seeded_epochs, split_groups
 from amenable.data.row_file import open_prompts
-from amenable.data.schemas import Prompt
 from amenable.errors import NumericsError, StageError
-from amenable.losses.kl import k1, sequence_kl
-from amenable.models.build import Foundation
-from amenable.models.export import export_policy, load_reward_head
-from amenable.models.logprobs import CompletionStates
+from amenable.models.export import export_policy
 from amenable.rollout.headroom import report_headroom
-from amenable.rollout.rewards import Reward, RoleReward, ready_reward
 from amenable.rollout.transformers_engine import RolloutCopy, TransformersEngine
-from amenable.rollout.types import Request, Rollout, Sampling
+from amenable.rollout.types import Request, Sampling
+from amenable.train.experience import (
+    Episode,
+    MicroBatch,
+    Minibatches,
+    describe,
+    episode_groups,
+    flat,
+    sample_rows,
+)
+from amenable.train.gate import run_gate
 from amenable.train.loop import Metrics, load_checkpoint, save_checkpoint
+from amenable.train.passes import EXACT
+from amenable.train.penalty import KLController
+from amenable.train.policy_roles import PolicyRoles, open_roles
+from amenable.train.scoring import Scorer
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from amenable.artifacts import StageContext
     from amenable.models.roles import Role
 
-EXACT = 1e-6  # ratio - 1 and KL at the first update must be below this
-_SAMPLES_LOGGED = 8
-
-
-@dataclass(frozen=True)
-class Episode:
-    """One sampled completion on its way through an update."""
-
-    prompt: Prompt
-    rollout: Rollout
-    text: str
-
-
-@dataclass(frozen=True)
-class MicroBatch:
-    """Episodes that pass through every model together, in every sweep of the update.
-
-    Keeping the composition fixed keeps old, new and reference log-probabilities comparable to
-    the last bit.
-    """
-
-    batch: GroupBatch
-    episodes: tuple[Episode, ...]
-    logprobs: Tensor
-    """[N, C] under the policy that sampled."""
-    ref_logprobs: Tensor
-    """[N, C] under the reference."""
-    entropy: Tensor
-    """[N, C] nats of the sampling policy."""
-    scores: Tensor
-    """[N] centred proxy scores, clipped and with the penalty for a missing end applied."""
-    states: CompletionStates | None
-    """Of the reward model, where it is a role of this run."""
-
-    @property
-    def kl(self) -> Tensor:
-        """[N, C] k1 estimates, policy against reference."""
-        return k1(self.logprobs, self.ref_logprobs)
-
-    @property
-    def sequence_kl(self) -> Tensor:
-        """[N] nats, summed over real tokens."""
-        return sequence_kl(self.kl, self.batch.mask)
-
-
-Minibatches = list[list[MicroBatch]]
+_SAMPLES_LOGGED = 10
+_ERRORS_BELOW_ZERO = 4.0
 
 
 class Learner(Protocol):
     """What an algorithm adds to the loop."""
 
-    minibatches: int
-    """Parts of a roll-out batch, each one optimizer step."""
+    sampler: str
+    """Who samples: "policy", or "reference", which never moves."""
+    critic_role: Role | None
+    """A critic that the numerics gate checks as well."""
 
-    def learn(self, minibatches: Minibatches, update: int) -> Metrics:
+    def learn(self, minibatches: Minibatches, update: int, kl_coef: float) -> Metrics:
         """Improve the policy on one roll-out batch."""
         ...
 
@@ -98,50 +68,6 @@ class Learner(Protocol):
     def load_state(self, tensors: dict[str, dict[str, Tensor]], numbers: dict[str, Any]) -> None:
         """Undo `state`."""
         ...
-
-
-@dataclass(frozen=True)
-class PolicyRoles:
-    """Who takes part."""
-
-    foundation: Foundation
-    policy: Role
-    reference: Role
-    reward: Reward
-    reward_role: Role | None
-    """The run's own reward model, from which a critic can start."""
-    reward_offset: float = 0.0
-    """What its raw scores are less by; a critic that starts from it is less by the same."""
-
-
-def open_roles(ctx: StageContext) -> PolicyRoles:
-    """Policy, reference and reward, from the run folder.
-
-    The policy starts as a copy of the reference: the frozen SFT adapter, or the base.
-    """
-    foundation = Foundation.open(ctx.recipe)
-    sft = ctx.folder.models / "sft"
-    start = sft if sft.is_dir() else None
-    policy = foundation.role("policy", start)
-    reference = foundation.role("reference", start, train=False)
-    data, source = ctx.recipe.data, ctx.recipe.policy.reward
-    if source:
-        ready = ready_reward(
-            source,
-            max_prompt_tokens=data.max_prompt_tokens,
-            max_completion_tokens=data.max_completion_tokens,
-        )
-        return PolicyRoles(foundation, policy, reference, ready, None)
-    folder = ctx.folder.models / "reward"
-    if not folder.is_dir():
-        raise StageError(
-            f"{folder} is missing: run the reward stage first, or name a ready reward in "
-            "policy.reward"
-        )
-    head, offset = load_reward_head(folder)
-    reward_role = foundation.role("reward", folder, head=head, train=False)
-    reward = RoleReward(reward_role, offset)
-    return PolicyRoles(foundation, policy, reference, reward, reward_role, offset)
 
 
 def run_on_policy(
@@ -179,23 +105,27 @@ class _OnPolicyLoop:
         self._order = list(seeded_epochs(count, epochs, ctx.recipe.seed))
         simulated = ctx.recipe.collect.annotator == "simulated"
         self._gold = SimulatedAnnotator(ctx.recipe.collect, ctx.recipe.seed) if simulated else None
-        self._copy = RolloutCopy(roles.policy)
+        self._copy = RolloutCopy(
+            roles.reference if learner.sampler == "reference" else roles.policy
+        )
         self._engine = TransformersEngine(
             self._copy.model,
             eos_ids=roles.foundation.renderer.eos_ids,
             pad_id=roles.foundation.renderer.pad_id,
             dtype=roles.foundation.dtype,
         )
+        self._scorer = Scorer(ctx, roles)
+        self._kl = KLController(config)
         self._path = ctx.out / "checkpoints" / "last"
         self._history: list[Metrics] = []
+        self._warned = False
 
     def run(self) -> None:
         """Every update that is left."""
         ctx, config = self._ctx, self._ctx.recipe.policy
         first = self._resume()
-        if first == 0 and self._gold is not None and ctx.recipe.evaluate.best_of:
-            self._copy.sync()
-            report_headroom(ctx, self._engine, self._roles.foundation.renderer, self._gold)
+        if first == 0:
+            self._prepare()
         with ctx.progress.track(config.updates, "policy") as bar:
             bar.advance(first)
             for update in range(first, first if self._too_far() else config.updates):
@@ -210,6 +140,23 @@ class _OnPolicyLoop:
                 if last:
                     self._say_why_it_ended(done)
                     break
+
+    def _prepare(self) -> None:
+        """Before anything is learnt: the plan, the numerics gate, and what can be gained."""
+        self._ctx.progress.say(_plan(self._ctx))
+        self._copy.sync()
+        if self._ctx.recipe.policy.gate:
+            found = run_gate(
+                self._ctx,
+                self._roles,
+                self._engine,
+                self._prompts,
+                copy=self._copy,
+                critic=self._learner.critic_role,
+            )
+            write_json(self._ctx.out / "gate.json", found)
+        if self._gold is not None and self._ctx.recipe.evaluate.best_of:
+            report_headroom(self._ctx, self._engine, self._roles.foundation.renderer, self._gold)
 
     def _too_far(self) -> bool:
         """Whether the last update's sequence KL is above the recipe's limit."""
@@ -236,45 +183,88 @@ class _OnPolicyLoop:
         }
 
     def _update(self, update: int) -> Metrics:
-        episodes = self._sample(update)
-        minibatches = self._measure(episodes, update)
-        metrics = _describe(minibatches, self._gold)
-        metrics["episodes"] = float((update + 1) * len(episodes))
-        if update == 0:
+        sampled = self._sample(update)
+        kept, failed = self._scorer.judge(sampled, update)
+        minibatches = self._measure(self._usable(kept, update), update)
+        learnt = [episode for micro in flat(minibatches) for episode in micro.episodes]
+        of_reference = self._learner.sampler == "reference"
+        metrics = describe(minibatches, self._gold, of_reference) | self._scorer.metrics()
+        metrics["eos_rate"] = sum(e.rollout.ended for e in sampled) / len(sampled)
+        metrics["left_out"] = 1 - len(learnt) / len(sampled)
+        metrics["episodes"] = float((update + 1) * len(sampled))
+        metrics["kl_coef"] = self._kl.coef
+        penalised = kl_placement(self._ctx.recipe.policy) != "none"
+        penalty = self._kl.coef * metrics["kl_loss"] if penalised else 0.0
+        metrics["objective"] = metrics["reward"] - penalty
+        if update == 0 and "reference" not in self._ctx.recipe.policy.gate_skip:
             _check_start(minibatches)
-        self._ctx.log.samples(self._sample_rows(minibatches, update))
-        metrics |= self._learner.learn(minibatches, update)
+        rows = sample_rows(minibatches, update, self._gold, _SAMPLES_LOGGED)
+        self._ctx.log.samples(rows + failed[:_SAMPLES_LOGGED])
+        metrics |= self._learner.learn(minibatches, update, self._kl.coef)
+        self._kl.observe(metrics["kl_loss"], len(learnt))
         self._ctx.log.write(update, **metrics)
+        if metrics["kl_loss"] < -_ERRORS_BELOW_ZERO * metrics["kl_se"] < 0 and not self._warned:
+            self._ctx.progress.say(_negative_kl(update, metrics))
+            self._warned = True
         return metrics
 
     def _sample(self, update: int) -> list[Episode]:
-        """Step 1: completions of this update's prompts, those of a prompt side by side."""
+        """Step 1: completions of this update's prompts, those of a prompt side by side.
+
+        A prompt that comes twice in an update gets other noise the second time.
+        """
         config, renderer = self._ctx.recipe.policy, self._roles.foundation.renderer
-        size = config.prompts_per_update
-        chosen = [self._prompts[i] for i in self._order[update * size : (update + 1) * size]]
-        prompts = [prompt for prompt in chosen for _ in range(config.samples_per_prompt)]
-        requests = [
-            Request(
-                tuple(renderer.prompt_ids(prompt)),
-                (self._ctx.recipe.seed, update, prompt.id, index % config.samples_per_prompt),
-            )
-            for index, prompt in enumerate(prompts)
-        ]
+        size, samples = config.prompts_per_update, config.samples_per_prompt
+        prompts = [self._prompts[i] for i in self._order[update * size : (update + 1) * size]]
+        seen: Counter[str] = Counter()
+        requests = []
+        for prompt in prompts:
+            ids, start = tuple(renderer.prompt_ids(prompt)), seen[prompt.id] * samples
+            seen[prompt.id] += 1
+            requests += [
+                Request(ids, (self._ctx.recipe.seed, update, prompt.id, start + k))
+                for k in range(samples)
+            ]
         self._copy.sync()
         rollouts = self._engine.generate(requests, self._sampling)
         return [
-            Episode(prompt, rollout, renderer.completion_text(rollout.completion_ids))
-            for prompt, rollout in zip(prompts, rollouts, strict=True)
+            Episode(
+                prompt=prompts[index // samples],
+                group=index // samples,
+                sample=int(requests[index].key[-1]),
+                rollout=rollout,
+                text=renderer.completion_text(rollout.completion_ids),
+            )
+            for index, rollout in enumerate(rollouts)
         ]
 
-    def _measure(self, episodes: Sequence[Episode], update: int) -> Minibatches:
+    def _usable(self, episodes: Sequence[Episode], update: int) -> list[tuple[Episode, ...]]:
+        """The completions that the algorithm can learn from, by prompt.
+
+        Raises:
+            StageError: there are none.
+        """
+        policy = self._ctx.recipe.policy
+        if policy.missing_eos == "filter":
+            episodes = [episode for episode in episodes if episode.rollout.ended]
+        least = 2 if ALGORITHMS[policy.algorithm].needs_groups else 1
+        groups = [group for group in episode_groups(episodes) if len(group) >= least]
+        if not groups:
+            raise StageError(
+                f"no completion of update {update} can be learnt from: all were cut off "
+                '(policy.missing_eos = "filter") or their rewards failed; raise '
+                'data.max_completion_tokens, set policy.missing_eos = "subtract", or mend the '
+                "reward"
+            )
+        return groups
+
+    def _measure(self, grouped: Sequence[tuple[Episode, ...]], update: int) -> Minibatches:
         """Step 2: scores and log-probabilities, in the micro-batches of the whole update."""
-        config = self._ctx.recipe.policy
-        size = config.samples_per_prompt
-        grouped = [tuple(episodes[i : i + size]) for i in range(0, len(episodes), size)]
+        wanted = self._ctx.recipe.policy.minibatches
         order = list(seeded_epochs(len(grouped), 1, self._ctx.recipe.seed + update))
-        parts = [order[i :: self._learner.minibatches] for i in range(self._learner.minibatches)]
-        return [self._micro_batches([grouped[i] for i in part]) for part in parts if part]
+        parts = [order[i::wanted] for i in range(wanted)]
+        minibatches = [self._micro_batches([grouped[i] for i in part]) for part in parts if part]
+        return self._scorer.scored(minibatches)
 
     def _micro_batches(self, grouped: Sequence[tuple[Episode, ...]]) -> list[MicroBatch]:
         groups = [
@@ -295,52 +285,26 @@ class _OnPolicyLoop:
         batch = collate(groups, roles.foundation.renderer.pad_id).to(roles.policy.device)
         policy = roles.policy.logprobs(batch, temperature=temperature, with_entropy=True)
         reference = roles.reference.logprobs(batch, temperature=temperature)
-        scored = roles.reward.score(batch, [e.prompt for e in episodes], [e.text for e in episodes])
         assert policy.entropy is not None
+        scores, states = self._scorer.raw(batch)
         return MicroBatch(
             batch=batch,
             episodes=tuple(episodes),
             logprobs=policy.logprobs,
             ref_logprobs=reference.logprobs,
             entropy=policy.entropy,
-            scores=self._shaped(scored.scores, episodes),
-            states=scored.states,
+            scores=scores,
+            token_scores=None,
+            states=states,
         )
-
-    def _shaped(self, scores: Tensor, episodes: Sequence[Episode]) -> Tensor:
-        """Clip the scores and charge completions that did not end by themselves."""
-        config = self._ctx.recipe.policy.ppo
-        if config.score_clip:
-            scores = scores.clamp(-config.score_clip, config.score_clip)
-        missing = scores.new_tensor([not episode.rollout.ended for episode in episodes])
-        return scores - config.missing_eos_penalty * missing
-
-    def _sample_rows(self, minibatches: Minibatches, update: int) -> list[dict[str, Any]]:
-        rows = []
-        for micro in (micro for minibatch in minibatches for micro in minibatch):
-            figures = zip(
-                micro.episodes, micro.scores.tolist(), micro.sequence_kl.tolist(), strict=True
-            )
-            for episode, score, kl in figures:
-                row = {
-                    "step": update,
-                    "prompt": episode.prompt.text,
-                    "completion": episode.text,
-                    "score": score,
-                    "kl": kl,
-                    "ended": episode.rollout.ended,
-                }
-                if self._gold is not None:
-                    row["gold"] = self._gold.score(episode.prompt, episode.text)
-                rows.append(row)
-        return rows[:: max(1, len(rows) // _SAMPLES_LOGGED)][:_SAMPLES_LOGGED]
 
     def _save(self, done: int) -> None:
         tensors, numbers = self._learner.state()
+        own = {"updates": done, "history": self._history, "kl_coef": self._kl.coef}
         save_checkpoint(
             self._path,
             {"policy": self._roles.policy.state(), **tensors},
-            {"updates": done, "history": self._history, **numbers},
+            {**own, "rewards": self._scorer.state(), **numbers},
         )
 
     def _resume(self) -> int:
@@ -351,7 +315,8 @@ class _OnPolicyLoop:
         tensors, numbers = saved
         self._roles.policy.load_state(tensors["policy"])
         self._learner.load_state(tensors, numbers)
-        self._history = numbers["history"]
+        self._scorer.load_state(numbers["rewards"])
+        self._history, self._kl.coef = numbers["history"], float(numbers["kl_coef"])
         done = int(numbers["updates"])
         self._ctx.log.truncate(done - 1)
         self._ctx.progress.say(f"policy: resumed after update {done}")
@@ -368,57 +333,41 @@ class _OnPolicyLoop:
             self._ctx.progress.say(f"policy: time is up after {done} of {config.updates} updates")
 
 
+def _plan(ctx: StageContext) -> str:
+    """The batch plan in the words of the documentation."""
+    policy = ctx.recipe.policy
+    episodes = policy.prompts_per_update * policy.samples_per_prompt
+    return (
+        f"policy: {policy.algorithm}: {policy.updates} updates of {policy.prompts_per_update} "
+        f"prompts × {policy.samples_per_prompt} samples = {episodes} episodes; {policy.epochs} "
+        f"passes × {policy.minibatches} minibatches of {episodes / policy.minibatches:g} episodes "
+        f"= {policy.epochs * policy.minibatches} steps an update; micro-batches of up to "
+        f"{policy.micro_batch_tokens} tokens"
+    )
+
+
+def _negative_kl(update: int, metrics: Metrics) -> str:
+    return (
+        f"policy: warning: update {update} has a sequence KL of {metrics['kl_loss']:.3g} ± "
+        f"{metrics['kl_se']:.2g} nats. It cannot be negative but by chance: the samples are not "
+        "the policy's own. Were they drawn with other weights, another temperature, or truncated?"
+    )
+
+
 def _check_start(minibatches: Minibatches) -> None:
     """At update 0 policy and reference are the same weights: their log-probabilities must be too.
 
     Raises:
         NumericsError: they are not.
     """
-    worst = max(
-        float((micro.logprobs - micro.ref_logprobs).abs().max())
-        for minibatch in minibatches
-        for micro in minibatch
-    )
-    if worst > EXACT:
+    apart = [(micro.logprobs - micro.ref_logprobs).abs().max() for micro in flat(minibatches)]
+    worst = float(torch.stack(apart).max())  # keeps NaN, which Python's max may lose
+    if not worst <= EXACT:
         raise NumericsError(
             "before the first update the policy's log-probabilities differ from the reference's "
             f"by up to {worst:.2g} nats a token (allowed: {EXACT:g}). They must be the same "
             "weights in the same forward pass; is dropout off, and was models/sft changed by hand?"
         )
-
-
-def _describe(minibatches: Minibatches, gold: SimulatedAnnotator | None) -> Metrics:
-    """Metrics of the sampled episodes, before anything is learnt from them."""
-    micros = [micro for minibatch in minibatches for micro in minibatch]
-    episodes = [episode for micro in micros for episode in micro.episodes]
-    scores = torch.cat([micro.scores for micro in micros])
-    kl = torch.cat([micro.sequence_kl for micro in micros])
-    tokens = sum(int(micro.batch.mask.sum()) for micro in micros)
-    count = len(episodes)
-    metrics = {
-        "reward": float(scores.mean()),
-        "reward_se": _clustered_error(scores, [episode.prompt.id for episode in episodes]),
-        "kl_loss": float(kl.mean()),
-        "entropy": sum(float(micro.entropy.sum()) for micro in micros) / tokens,
-        "eos_rate": sum(episode.rollout.ended for episode in episodes) / count,
-        "completion_tokens": tokens / count,
-    }
-    if gold is not None:
-        metrics["gold"] = sum(gold.score(e.prompt, e.text) for e in episodes) / count
-    return metrics
-
-
-def _clustered_error(scores: Tensor, prompts: Sequence[str]) -> float:
-    """Standard error of the mean score; samples of one prompt are not independent.
-
-    Source: Miller 2024, arXiv:2411.00640, clustered standard errors (equal sizes: the spread of
-    the clusters' means).
-    """
-    own: dict[str, list[float]] = {}
-    for prompt, score in zip(prompts, scores.tolist(), strict=True):
-        own.setdefault(prompt, []).append(score)
-    means = torch.tensor([sum(values) / len(values) for values in own.values()])
-    return float(means.std() / math.sqrt(len(means))) if len(means) > 1 else 0.0
 
 
 def _rise(first: Sequence[Metrics], last: Sequence[Metrics]) -> float | None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.autograd import gradcheck
 
-from amenable.losses.kl import adaptive_kl_coef, k1, k2, k3, kl_loss, sequence_kl
+from amenable.losses.kl import adaptive_kl_coef, k1, k2, k3, kl_loss, sequence_kl, target_kl_coef
 
 LOG = math.log
 ESTIMATORS = [k1, k2, k3]
@@ -95,6 +95,51 @@ def test_a_kl_that_is_not_finite_is_refused(observed: float) -> None:
 def test_a_horizon_that_could_switch_the_penalty_off_is_refused() -> None:
     with pytest.raises(ValueError, match="horizon 100 must exceed a fifth of the 500 episodes"):
         adaptive_kl_coef(0.1, 1.0, 6.0, 500, 100)
+
+
+@pytest.mark.parametrize(
+    ("coef", "observed", "expected"),
+    [
+        (0.15, 6.0, 0.15),  # on target: unchanged
+        (0.15, 9.0, 0.15 + 0.1 * 0.5 * 0.064),  # half over: half of 0.1, times 64 / 1000
+        (0.15, 60.0, 0.15 + 0.1 * 9 * 0.064),  # not clipped
+        (0.15, 0.0, 0.15 - 0.1 * 0.064),
+        (0.001, 0.0, 0.0),  # never below 0
+        (0.0, 9.0, 0.1 * 0.5 * 0.064),  # and back from there
+        (0.15, -6.0, 0.15 - 0.1 * 2 * 0.064),  # a negative estimate counts as it is
+    ],
+)
+def test_multiplier_by_hand(coef: float, observed: float, expected: float) -> None:
+    found = target_kl_coef(coef, 0.1, observed, 6.0, 64, 1000)
+    assert found == pytest.approx(expected, rel=1e-12, abs=1e-15)
+
+
+def test_a_multiplier_finds_the_weight_that_meets_the_target() -> None:
+    """Where the KL is 1 / weight, a target of 4 needs 1/4; where it stays below, no penalty."""
+    coef = 0.1
+    for _ in range(2000):
+        coef = target_kl_coef(coef, 0.1, 1 / coef, 4.0, 50, 1000)
+    assert coef == pytest.approx(0.25, rel=1e-6)
+    for _ in range(2000):
+        coef = target_kl_coef(coef, 0.1, 3.0, 4.0, 50, 1000)
+    assert coef == 0.0
+
+
+@pytest.mark.parametrize("name", ["first", "target", "episodes", "horizon"])
+def test_settings_of_the_multiplier_must_be_positive(name: str) -> None:
+    settings = {"first": 0.1, "observed": 1.0, "target": 6.0, "episodes": 64, "horizon": 1000}
+    with pytest.raises(ValueError, match=f"{name} must be above 0, is 0"):
+        target_kl_coef(**({"coef": 0.1} | settings | {name: 0}))
+
+
+@pytest.mark.parametrize(
+    ("coef", "observed"), [(-0.1, 1.0), (0.1, math.nan), (0.1, math.inf), (math.nan, 1.0)]
+)
+def test_a_multiplier_refuses_a_weight_below_zero_and_an_unknown_kl(
+    coef: float, observed: float
+) -> None:
+    with pytest.raises(ValueError, match="coef must be at least 0 and observed finite, are"):
+        target_kl_coef(coef, 0.1, observed, 6.0, 64, 1000)
 
 
 @pytest.mark.parametrize("estimator", ESTIMATORS)

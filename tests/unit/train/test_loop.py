@@ -78,17 +78,42 @@ def test_weight_decay_is_decoupled() -> None:
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_gradients_that_are_not_finite_leave_the_weights(bad: float) -> None:
+def test_a_step_that_is_not_finite_is_left_out_and_counted(bad: float) -> None:
     weights = parameters(1.0, 2.0)
     optimizer = Optimizer(weights)
     give_gradients(weights, 0.5, bad)
-    with pytest.raises(NumericsError, match=r"loss is not finite\. Lower the learning rate"):
-        optimizer.step(0.1)
+    assert not math.isfinite(optimizer.step(0.1))
+    assert optimizer.undone == 1
     assert [weight.item() for weight in weights] == [1.0, 2.0]
     assert [weight.grad for weight in weights] == [None, None]
     give_gradients(weights, 1.0, 1.0)
     optimizer.step(0.1)
     assert [weight.item() for weight in weights] == pytest.approx([0.9, 1.9])
+    assert optimizer.undone == 1
+
+
+def test_three_steps_in_a_row_that_are_not_finite_end_the_stage() -> None:
+    weights = parameters(1.0)
+    optimizer = Optimizer(weights)
+    for given in (math.nan, math.nan, 1.0, math.nan, math.nan):
+        give_gradients(weights, given)
+        optimizer.step(0.1)
+    other = Optimizer(weights)
+    other.load_state(optimizer.state())
+    assert other.undone == 4
+    for last in (optimizer, other):
+        give_gradients(weights, math.nan)
+        with pytest.raises(NumericsError, match=r"nan in 3 steps in a row.*Lower the learning"):
+            last.step(0.1)
+
+
+def test_rows_whose_loss_is_not_finite_are_named() -> None:
+    weight = torch.nn.Parameter(torch.ones(()))
+    mask = torch.tensor([[True, True], [True, False], [True, True]])
+    losses = weight * torch.tensor([[1.0, 2.0], [1.0, math.nan], [math.inf, 1.0]])
+    blamed: list[int] = []
+    add_gradient(losses, mask, 5, blamed.append)
+    assert blamed == [2], "what the mask hides is nobody's fault"
 
 
 def test_optimizer_goes_on_from_its_state_bit_for_bit(tmp_path: Path) -> None:

@@ -16,9 +16,13 @@ from torch import Tensor
 
 from amenable.artifacts import StageContext, read_json, read_jsonl
 from amenable.errors import NumericsError, RecipeError, StageError
+from amenable.models.roles import Role
 from amenable.rollout.types import Rollout
 from amenable.train import on_policy
-from amenable.train.on_policy import Minibatches, PolicyRoles, run_on_policy
+from amenable.train.experience import Minibatches
+from amenable.train.on_policy import run_on_policy
+from amenable.train.policy_roles import PolicyRoles
+from amenable.train.scoring import Scorer
 
 PolicyContext = Callable[..., StageContext]
 
@@ -26,13 +30,14 @@ PolicyContext = Callable[..., StageContext]
 class Nudger:
     """A learner that moves every weight of the policy by the same small step."""
 
-    minibatches = 2
+    sampler = "policy"
+    critic_role: Role | None = None
 
     def __init__(self, ctx: StageContext, roles: PolicyRoles, size: float = 0.01) -> None:
         self.roles, self.size = roles, size
         self.seen: list[Minibatches] = []
 
-    def learn(self, minibatches: Minibatches, update: int) -> dict[str, float]:
+    def learn(self, minibatches: Minibatches, update: int, kl_coef: float) -> dict[str, float]:
         self.seen.append(minibatches)
         with torch.no_grad():
             for parameter in self.roles.policy.trainable_parameters():
@@ -82,8 +87,12 @@ def test_policy_starts_at_the_reference_exactly(
     assert abs(second["kl_loss"]) > 1e-4, "the second update has a policy that has moved"
 
 
+@pytest.mark.parametrize(
+    ("gate", "words"),
+    [(True, "gate stops before training.*policy against reference"), (False, "by up to .*same we")],
+)
 def test_a_wrong_reference_is_noticed_before_anything_is_learnt(
-    policy_context: PolicyContext, monkeypatch: pytest.MonkeyPatch
+    policy_context: PolicyContext, monkeypatch: pytest.MonkeyPatch, gate: bool, words: str
 ) -> None:
     opened = on_policy.open_roles
 
@@ -95,8 +104,8 @@ def test_a_wrong_reference_is_noticed_before_anything_is_learnt(
         return roles
 
     monkeypatch.setattr(on_policy, "open_roles", wrong)
-    ctx = policy_context(sft_model=True)
-    with pytest.raises(NumericsError, match=r"differ from the reference's by up to .*same weights"):
+    ctx = policy_context(sft_model=True, policy__gate=gate)
+    with pytest.raises(NumericsError, match=f"(?s){words}"):
         nudge(ctx)
     assert not (ctx.folder.models / "tuned").exists()
 
@@ -120,7 +129,7 @@ def test_the_loop_samples_the_stated_prompts(policy_context: PolicyContext) -> N
 
 
 def test_metrics_are_means_over_the_episodes(policy_context: PolicyContext) -> None:
-    ctx = policy_context(policy__updates=1, ppo__missing_eos_penalty=0.5)
+    ctx = policy_context(policy__updates=1, policy__missing_eos_penalty=0.5)
     learner, section = nudge(ctx)
     micros = [micro for part in learner.seen[0] for micro in part]
     episodes = [episode for micro in micros for episode in micro.episodes]
@@ -143,13 +152,13 @@ def test_metrics_are_means_over_the_episodes(policy_context: PolicyContext) -> N
 
 
 def test_scores_are_clipped_then_charged_for_a_missing_end(policy_context: PolicyContext) -> None:
-    ctx = policy_context(ppo__missing_eos_penalty=0.5, ppo__score_clip=2.0)
-    loop: Any = types.SimpleNamespace(_ctx=ctx)
+    ctx = policy_context(policy__missing_eos_penalty=0.5, policy__score_clip=2.0)
+    scorer: Any = types.SimpleNamespace(_config=ctx.recipe.policy)
     episodes: Any = [
         types.SimpleNamespace(rollout=Rollout((1,), (2,), ended))
         for ended in (True, False, True, False)
     ]
-    shaped = on_policy._OnPolicyLoop._shaped(loop, torch.tensor([1.0, 1.0, 5.0, -5.0]), episodes)
+    shaped, _ = Scorer._shaped(scorer, torch.tensor([1.0, 1.0, 5.0, -5.0]), episodes)
     assert shaped.tolist() == [1.0, 0.5, 2.0, -2.5]
 
 
@@ -196,7 +205,7 @@ def test_a_killed_update_is_done_again(policy_context: PolicyContext, tmp_path: 
 
 
 def test_samples_tell_prompt_text_score_and_kl(policy_context: PolicyContext) -> None:
-    ctx = policy_context(policy__updates=1, ppo__missing_eos_penalty=0.0)
+    ctx = policy_context(policy__updates=1, policy__missing_eos_penalty=0.0)
     nudge(ctx)
     rows = list(read_jsonl(ctx.log.samples_path))
     assert len(rows) == 8
@@ -225,3 +234,31 @@ def test_rise_in_standard_errors_by_hand() -> None:
     assert on_policy._rise(rows[:2], rows[2:]) == pytest.approx(10.0)
     exact = [{"reward": 1.0, "reward_se": 0.0}]
     assert on_policy._rise(exact, exact) is None
+
+
+def test_a_negative_mean_kl_is_an_alarm(
+    policy_context: PolicyContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The reference is made to like the samples better than the policy that drew them."""
+    opened = on_policy.open_roles
+
+    def biased(ctx: StageContext) -> PolicyRoles:
+        roles = opened(ctx)
+        logprobs = roles.reference.logprobs
+
+        def higher(*args: Any, **kwargs: Any) -> Any:
+            found = logprobs(*args, **kwargs)
+            return found._replace(logprobs=found.logprobs + 0.1)
+
+        roles.reference.logprobs = higher  # type: ignore[method-assign]
+        return roles
+
+    ctx = policy_context(policy__gate=False, policy__gate_skip=("reference",))
+    nudge(ctx, size=0.0)
+    assert "warning" not in said(ctx)
+    monkeypatch.setattr(on_policy, "open_roles", biased)
+    other = policy_context(
+        root=ctx.folder.root.parent / "other", policy__gate=False, policy__gate_skip=("reference",)
+    )
+    nudge(other, size=1e-4)
+    assert said(other).count("cannot be negative but by chance") == 1
