@@ -205,7 +205,7 @@ class PolicyConfig:
     """Check the numerics on this very model before the first update; stop where they are off."""
 
     gate_skip: tuple[str, ...] = ()
-    """Names of the gate's checks to leave out."""
+    """Checks of the gate that are measured but not held to (docs/gate.md)."""
 
     kl: KLConfig = KLConfig()
     """The KL penalty."""

@@ -83,45 +83,47 @@ def collate(groups: Sequence[PromptGroup], pad_id: int) -> GroupBatch:
         groups: at least one.
         pad_id: fills rows and completions.
     """
-    completions = [(row, ids) for row, group in enumerate(groups) for ids in group.completions]
     width = max(group.tokens for group in groups)
-    longest = max(len(ids) for _, ids in completions)
-    input_ids = torch.full((len(groups), width), pad_id)
-    position_ids = torch.zeros((len(groups), width), dtype=torch.long)
-    segments = torch.full((len(groups), width), -1)
-    targets = torch.full((len(completions), longest), pad_id)
-    sources = torch.zeros((len(completions), longest), dtype=torch.long)
-    mask = torch.zeros((len(completions), longest), dtype=torch.bool)
-    last = torch.zeros(len(completions), dtype=torch.long)
-    index = 0
+    rows, lengths, last = [], [], []
+    targets: list[list[int]] = []
+    sources: list[list[int]] = []
+    input_ids: list[list[int]] = []
+    position_ids: list[list[int]] = []
+    segments: list[list[int]] = []
     for row, group in enumerate(groups):
         start = length = len(group.prompt_ids)
-        input_ids[row, :length] = torch.tensor(list(group.prompt_ids))
-        position_ids[row, :length] = torch.arange(length)
-        segments[row, :length] = 0
+        tokens, positions, own = list(group.prompt_ids), list(range(length)), [0] * length
         for segment, ids in enumerate(group.completions, start=1):
             end = start + len(ids)
-            tokens = torch.tensor(list(ids))
-            input_ids[row, start:end] = tokens
-            position_ids[row, start:end] = torch.arange(length, length + len(ids))
-            segments[row, start:end] = segment
-            targets[index, : len(ids)] = tokens
-            sources[index, 0] = length - 1
-            sources[index, 1 : len(ids)] = torch.arange(start, end - 1)
-            mask[index, : len(ids)] = True
-            last[index] = end - 1
-            start, index = end, index + 1
+            tokens += ids
+            positions += range(length, length + len(ids))
+            own += [segment] * len(ids)
+            targets.append(list(ids))
+            sources.append([length - 1, *range(start, end - 1)])
+            rows.append(row)
+            lengths.append(len(ids))
+            last.append(end - 1)
+            start = end
+        input_ids.append(tokens)
+        position_ids.append(positions)
+        segments.append(own)
+    longest = max(lengths)
     single = all(len(group.completions) == 1 for group in groups)
     return GroupBatch(
-        input_ids=input_ids,
-        position_ids=position_ids,
-        attention_mask=None if single else _group_attention(segments),
-        rows=torch.tensor([row for row, _ in completions]),
-        sources=sources,
-        targets=targets,
-        mask=mask,
-        last=last,
+        input_ids=_padded(input_ids, width, pad_id),
+        position_ids=_padded(position_ids, width, 0),
+        attention_mask=None if single else _group_attention(_padded(segments, width, -1)),
+        rows=torch.tensor(rows),
+        sources=_padded(sources, longest, 0),
+        targets=_padded(targets, longest, pad_id),
+        mask=torch.arange(longest) < torch.tensor(lengths)[:, None],
+        last=torch.tensor(last),
     )
+
+
+def _padded(rows: Sequence[Sequence[int]], width: int, fill: int) -> Tensor:
+    """[len(rows), width] of rows that are filled up on the right."""
+    return torch.tensor([[*row, *[fill] * (width - len(row))] for row in rows])
 
 
 def _group_attention(segments: Tensor) -> Tensor:
