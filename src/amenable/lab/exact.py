@@ -12,6 +12,8 @@ from amenable.lab.rows import Job, Options, Row, run_jobs
 
 CHECKS = {
     "fixed point": "amenable.lab.fixed_points:jobs",
+    "gradient": "amenable.lab.gradients:jobs",
+    "identity": "amenable.lab.identities:jobs",
 }
 """Each check and its `module:function` of (Options) -> list[Job]."""
 

@@ -52,15 +52,18 @@ def jobs(options: Options) -> list[Job]:
 
 
 def chosen_problems(options: Options) -> list[Problem]:
-    """The problems that the user named, or all.
+    """The problems of this check that the user named, or all.
 
     Raises:
         UsageError: an unknown name.
     """
+    from amenable.lab.places import PROBLEMS as SMALL
+
     known = {problem.name: problem for problem in PROBLEMS}
-    unknown = [name for name in options.problems if name not in known]
+    names = [*known, *(problem.name for problem in SMALL)]
+    unknown = [name for name in options.problems if name not in names]
     if unknown:
-        raise UsageError(f"--problems: {unknown[0]!r} is unknown; choose from {sorted(known)}")
+        raise UsageError(f"--problems: {unknown[0]!r} is unknown; choose from {names}")
     return [problem for name, problem in known.items() if name in (options.problems or known)]
 
 

@@ -19,7 +19,6 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +28,6 @@ from scipy import stats
 from torch import Tensor
 
 from amenable.algorithms import ALGORITHMS
-from amenable.config.policy import PolicyConfig
 from amenable.lab.expected_gradients import Enumerated
 from amenable.lab.gradient_cells import CELLS, Cell
 from amenable.lab.optima import World
@@ -221,7 +219,7 @@ def recorded_gradients(
     """
     policy, moved = place.policies[point], point != POINTS[0]
     tables = enumerated(place.world, place.base, policy, cell.temperature)
-    settings = {**_unread(cell.algorithm), **cell.keys, "policy.algorithm": cell.algorithm}
+    settings = {**cell.keys, "policy.algorithm": cell.algorithm}
     pairs: list[dict[str, Any]] = []
     if ALGORITHMS[cell.algorithm].learns_from == "preferences":
         settings |= _pair_settings(place.world, cell)
@@ -235,14 +233,6 @@ def recorded_gradients(
     with recorded(axes, start) as rows, critic:
         train(place.world, ctx)
     return torch.stack(rows)
-
-
-def _unread(algorithm: str) -> dict[str, Any]:
-    """The defaults of what the algorithm does not read, over the lab's common settings."""
-    return {
-        f"policy.{key}": reduce(getattr, key.split("."), PolicyConfig())
-        for key in ALGORITHMS[algorithm].ignores
-    }
 
 
 def _sample_settings(world: World, cell: Cell, steps: int) -> dict[str, Any]:

@@ -25,6 +25,8 @@ COMMANDS = [
     ("models",),
     ("models", "list"),
     ("models", "pull"),
+    ("lab",),
+    ("lab", "exact"),
 ]
 
 
@@ -56,7 +58,7 @@ def test_help_explains(
     assert run_here(monkeypatch, *command, "--help") == 0
     text = capsys.readouterr().out
     assert "Usage: amenable" in text
-    if command not in ((), ("data",), ("models",)):
+    if command not in ((), ("data",), ("models",), ("lab",)):
         assert f"Example: amenable {' '.join(command)}" in text
 
 
