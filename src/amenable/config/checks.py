@@ -14,6 +14,7 @@ from amenable.config.needs import (
     learns_from_preferences,
     needs_preferences,
 )
+from amenable.config.policy import GATE_CHECKS
 from amenable.config.recipe import Recipe
 from amenable.config.rewards import broken_rewards, uses_own_reward
 from amenable.errors import RecipeError
@@ -309,7 +310,7 @@ def _kto_batch(recipe: Recipe) -> str:
 
 def _minibatches(recipe: Recipe) -> str:
     policy = recipe.policy
-    if policy.prompts_per_update % policy.minibatches == 0:
+    if policy.prompts_per_update % policy.minibatches == 0 or not follows_reward(recipe):
         return ""
     return (
         f"policy.minibatches: {policy.minibatches} does not divide the"
@@ -362,21 +363,32 @@ def _online_beta(recipe: Recipe) -> str:
     return ""
 
 
-def _ignored(recipe: Recipe) -> str:
-    policy, defaults = recipe.policy, Recipe().policy
-    for key in ALGORITHMS[policy.algorithm].ignores:
-        if lookup(policy, key) != lookup(defaults, key):
-            return f"policy.{key}: {policy.algorithm} does not read it; remove the key"
-    return ""
-
-
 def _disagreement(recipe: Recipe) -> str:
-    if not recipe.policy.disagreement_coef or recipe.reward.heads > 1:
+    own = uses_own_reward(recipe.policy)
+    if not recipe.policy.disagreement_coef or (own and recipe.reward.heads > 1):
         return ""
     return (
-        "policy.disagreement_coef: one head cannot disagree; set reward.heads to at least 2, or"
-        " remove the key"
+        "policy.disagreement_coef: needs the run's own reward model with several heads; set"
+        " reward.heads to at least 2, or remove the key"
     )
+
+
+def _head_critic(recipe: Recipe) -> str:
+    policy = recipe.policy
+    wanted = policy.algorithm == "ppo" and policy.ppo.critic == "head"
+    if not wanted or not follows_reward(recipe) or uses_own_reward(policy):
+        return ""
+    return (
+        'policy.ppo.critic: "head" reads the states of the run\'s own reward model, and the policy'
+        ' follows another; set "adapter"'
+    )
+
+
+def _gate_skip(recipe: Recipe) -> str:
+    unknown = [name for name in recipe.policy.gate_skip if name not in GATE_CHECKS]
+    if not unknown:
+        return ""
+    return f"policy.gate_skip: {unknown[0]!r} is no check; choose from {', '.join(GATE_CHECKS)}"
 
 
 def _dual_clip(recipe: Recipe) -> str:
@@ -419,8 +431,9 @@ RULES: tuple[Callable[[Recipe], str], ...] = (
     _groups,
     _dual_clip,
     _online_beta,
-    _ignored,
     _disagreement,
+    _head_critic,
+    _gate_skip,
     _kto_batch,
     _one_source_of_preferences,
     _best_of,

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from amenable.algorithms import ALGORITHMS
+from collections.abc import Iterator
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+from amenable.algorithms import ALGORITHMS, kl_placement
+from amenable.config.policy import PolicyConfig
 from amenable.config.recipe import Recipe
 from amenable.config.rewards import uses_own_reward
 
@@ -35,3 +40,46 @@ def collects(recipe: Recipe) -> bool:
 
 def _learns_from(recipe: Recipe) -> str:
     return ALGORITHMS[recipe.policy.algorithm].learns_from
+
+
+_OF_ONE_ALGORITHM = {"ppo": "ppo", "online_dpo": "online-dpo", "best_of_n": "best-of-n"}
+_OF_PAIRS = (
+    "enabled",
+    "algorithm",
+    "reward",
+    "rewards",
+    "temperature",
+    "gate",
+    "gate_skip",
+    "preference",
+)
+"""What algorithms that learn from pairs read of [policy]."""
+
+
+def unread_keys(policy: PolicyConfig) -> list[str]:
+    """Keys of [policy] that the recipe sets to something, and its algorithm does not read."""
+    changed = list(_changed(policy, PolicyConfig(), ""))
+    return [f"policy.{key}" for key in changed if _is_unread(policy, key)]
+
+
+def _is_unread(policy: PolicyConfig, key: str) -> bool:
+    algorithm, section = ALGORITHMS[policy.algorithm], key.partition(".")[0]
+    if algorithm.learns_from == "preferences":
+        return section not in _OF_PAIRS
+    if section == "preference" or _OF_ONE_ALGORITHM.get(section, policy.algorithm) != (
+        policy.algorithm
+    ):
+        return True
+    placement = kl_placement(policy)
+    without_kl = placement == "none" and section == "kl" and key != "kl.placement"
+    other_estimator = {"loss": "kl.estimator", "reward": "kl.loss_estimator"}.get(placement)
+    return key in algorithm.ignores or without_kl or key == other_estimator
+
+
+def _changed(section: Any, default: Any, prefix: str) -> Iterator[str]:
+    for entry in fields(section):
+        value, usual = getattr(section, entry.name), getattr(default, entry.name)
+        if is_dataclass(value):
+            yield from _changed(value, usual, f"{prefix}{entry.name}.")
+        elif value != usual:
+            yield prefix + entry.name

@@ -8,6 +8,24 @@ from typing import Literal
 from amenable.config.preference import PreferenceConfig
 from amenable.config.rewards import RewardPart
 
+GATE_CHECKS = (
+    "finite",
+    "pad",
+    "eos",
+    "dropout",
+    "ratio",
+    "reference",
+    "temperature",
+    "padding",
+    "neighbours",
+    "group",
+    "roll-out",
+    "gradient",
+    "reward",
+    "critic",
+)
+"""Of the numerics gate, `amenable.train.gate`."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class KLConfig:
@@ -187,7 +205,7 @@ class PolicyConfig:
     """Policy's rate of AdamW (eps 1e-5); falls linearly to `final_learning_rate_fraction` of it."""
 
     final_learning_rate_fraction: float = 0.1
-    """Share of the rate that is left at the last update."""
+    """Share of the rate that the update after the last would have."""
 
     max_grad_norm: float = 1.0
     """Gradients are scaled down to this global norm, policy and critic apart."""

@@ -17,7 +17,7 @@ from amenable.models.logprobs import completion_logprobs
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-MASS_TOLERANCE = 1e-6
+MASS_TOLERANCE = 1e-4  # a trained Llama may leave a little on the pad token, which no loss sees
 
 
 def policy_table(problem: Problem, source: Path | PreTrainedModel) -> Floats:
@@ -28,7 +28,7 @@ def policy_table(problem: Problem, source: Path | PreTrainedModel) -> Floats:
         source: a model folder, or a model (its own precision is used).
 
     Raises:
-        NumericsError: the probabilities of a prompt do not sum to 1 within 1e-6.
+        NumericsError: the probabilities of a prompt do not sum to 1 within 1e-4.
     """
     register()
     model = load_causal_lm(source, torch.float64) if isinstance(source, Path) else source

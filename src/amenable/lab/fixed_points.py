@@ -41,7 +41,6 @@ def jobs(options: Options) -> list[Job]:
         for number, setting in enumerate(SETTINGS)
         if not options.algorithms or setting.algorithm in options.algorithms
         for problem in problems
-        if problem.beta >= setting.least_beta
         for seed in range(options.seeds)
     ]
     return found + [

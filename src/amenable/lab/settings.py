@@ -75,7 +75,6 @@ class Setting:
         effort: factor of updates or steps.
         rate: factor of the learning rate.
         rates: the same for single problems.
-        least_beta: problems with a smaller beta are left out.
     """
 
     algorithm: str
@@ -92,7 +91,6 @@ class Setting:
     effort: float = 1.0
     rate: float = 1.0
     rates: Mapping[str, float] = field(default_factory=dict)
-    least_beta: float = 0.0
 
     @property
     def target(self) -> Target:
@@ -168,23 +166,20 @@ ON_POLICY = (
     Setting(algorithm="reinforce++-baseline", name="KL in the reward", keys=_IN_REWARD),
     Setting(algorithm="grpo", name="KL in the reward", keys=_IN_REWARD),
     Setting(algorithm="dr-grpo", name="KL in the reward", keys=_IN_REWARD),
-    Setting(algorithm="gspo", name="KL in the reward, two passes", keys=_IN_REWARD | _TWO_PASSES),
-    Setting(algorithm="online-dpo", name="soft labels", rates={"random table": 1.5}),
     Setting(
-        algorithm="online-dpo",
-        name="sampled labels",
-        keys={"policy.online_dpo.labels": "sampled"},
-        effort=3.0,
-        rate=0.5,
-        least_beta=1.0,
+        algorithm="gspo",
+        name="KL in the reward, two passes",
+        keys=_IN_REWARD | _TWO_PASSES,
+        rates={"random table": 0.5},
     ),
+    Setting(algorithm="online-dpo", name="soft labels", rates={"random table": 1.5}),
     Setting(
         algorithm="grpo",
         name="as published, groups of 2",
         optimum=_grpo_in_pairs,
         samples=2,
         per_deviation=0.3,
-        effort=2.5,
+        effort=3.5,
         rates={"random table": 0.25, "levels table": 0.5},
     ),
     Setting(
@@ -211,7 +206,7 @@ ON_POLICY = (
         keys={"policy.best_of_n.sampler": "reference"},
         optimum=lambda world, coef: best_of_n(world.reference, world.rewards, 2),
         samples=2,
-        effort=3.5,
+        effort=4.5,
         rates={"random table": 0.1, "levels table": 0.2},
     ),
 )
@@ -253,7 +248,15 @@ OFF_POLICY = (
         optimum=lambda world, coef: least_loss_policy(world, likelihood_and_odds(0.5)),
         pairs=True,
     ),
-    Setting(algorithm="kto", name="beta 1", gap=kto_gap, pairs=True, coef=1.0),
+    Setting(
+        algorithm="kto",
+        name="beta 1",
+        gap=kto_gap,
+        pairs=True,
+        coef=1.0,
+        effort=2.5,
+        rates={"levels table": 2.0, "structured llama": 2.0},
+    ),
 )
 
 SETTINGS = ON_POLICY + OFF_POLICY

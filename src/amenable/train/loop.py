@@ -32,14 +32,16 @@ _MOST_UNDONE = 3  # steps one after the other; then training has broken down
 def learning_rate(
     step: int, steps: int, peak: float, warmup_fraction: float = 0.0, final_fraction: float = 0.0
 ) -> float:
-    """Linear warm-up to `peak`, then linear decay to `final_fraction` of it at the last step.
+    """Linear warm-up to `peak`, then linear decay towards `final_fraction` of it.
+
+    The fraction would be reached one step after the last, so that no step is without effect.
 
     Args:
         step: from 0.
         steps: how many there will be.
         peak: highest rate.
         warmup_fraction: share of the steps that rise.
-        final_fraction: share of the peak that is left after the last step.
+        final_fraction: share of the peak that the step after the last would have.
     """
     warmup = round(steps * warmup_fraction)
     if step < warmup:
@@ -228,6 +230,13 @@ class SupervisedResult:
     loss_last: float | None
 
 
+def planned_batches(rows: int, config: SupervisedConfig, seed: int) -> list[list[int]]:
+    """The row numbers of each optimizer step of `train_supervised`, in order."""
+    order = list(seeded_epochs(rows, config.epochs, seed))
+    batches = [order[i : i + config.batch_size] for i in range(0, len(order), config.batch_size)]
+    return batches[: config.max_steps or None]
+
+
 def train_supervised(
     ctx: StageContext,
     config: SupervisedConfig,
@@ -252,10 +261,12 @@ def train_supervised(
         evaluate: metrics of the validation rows; `eval_` + `loss_name` chooses the best.
         loss_name: name of the loss among the metrics.
     """
-    order = list(seeded_epochs(rows, config.epochs, ctx.recipe.seed))
-    batches = [order[i : i + config.batch_size] for i in range(0, len(order), config.batch_size)]
-    batches = batches[: config.max_steps or None]
+    batches = planned_batches(rows, config, ctx.recipe.seed)
     steps = len(batches)
+    ctx.progress.say(
+        f"{ctx.stage}: {rows} rows × {config.epochs:g} passes, {steps} steps of "
+        f"{min(config.batch_size, rows)} rows"
+    )
     marks = {max(1, round(steps * (i + 1) / config.evaluations)) for i in range(config.evaluations)}
     optimizer = Optimizer(
         role.trainable_parameters(),
@@ -301,7 +312,8 @@ class _SupervisedProgress:
             tensors, numbers = saved
             role.load_state(tensors["weights"])
             optimizer.load_state(tensors["optimizer"])
-            self._best, self._best_loss = tensors["best"], numbers["best_loss"]
+            best = numbers["best_loss"]  # null: no evaluation was finite
+            self._best, self._best_loss = tensors["best"], math.inf if best is None else best
             self.step, self.losses = numbers["step"], numbers["losses"]
             ctx.progress.say(f"{ctx.stage}: resumed after step {self.step}")
         ctx.log.truncate(self.step)
@@ -310,8 +322,9 @@ class _SupervisedProgress:
         """Record an evaluation; keep the weights if it is the best so far."""
         self._ctx.log.write(step, **metrics)
         weights = self._role.state()
-        if metrics[self._watched] < self._best_loss or self._best is None:
-            self._best, self._best_loss = weights, metrics[self._watched]
+        loss = metrics[self._watched] if math.isfinite(metrics[self._watched]) else math.inf
+        if loss < self._best_loss or self._best is None:
+            self._best, self._best_loss = weights, loss
         self.step = step
         save_checkpoint(
             self._path,

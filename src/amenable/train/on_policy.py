@@ -244,10 +244,7 @@ class _OnPolicyLoop:
         Raises:
             StageError: there are none.
         """
-        policy = self._ctx.recipe.policy
-        if policy.missing_eos == "filter":
-            episodes = [episode for episode in episodes if episode.rollout.ended]
-        least = 2 if ALGORITHMS[policy.algorithm].needs_groups else 1
+        least = 2 if ALGORITHMS[self._ctx.recipe.policy.algorithm].needs_groups else 1
         groups = [group for group in episode_groups(episodes) if len(group) >= least]
         if not groups:
             raise StageError(

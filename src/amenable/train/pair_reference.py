@@ -17,12 +17,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from amenable.config.preference import PreferenceConfig
 from amenable.data.collate import (
     GroupBatch,
     PromptGroup,
     collate,
-    seeded_epochs,
     split_groups,
 )
 from amenable.data.render import Renderer
@@ -33,7 +31,7 @@ from amenable.errors import DataError
 from amenable.losses.likelihood import sequence_logprobs
 from amenable.models.build import Foundation
 from amenable.models.pull import cache_home
-from amenable.train.loop import load_checkpoint, save_checkpoint
+from amenable.train.loop import load_checkpoint, planned_batches, save_checkpoint
 
 if TYPE_CHECKING:
     from amenable.artifacts import StageContext
@@ -194,13 +192,6 @@ def mismatched(groups: Sequence[PromptGroup]) -> list[PromptGroup]:
 def pair_logprobs(role: Role, batch: GroupBatch) -> Tensor:
     """[n, 2] sequence log-probabilities at temperature 1 of a batch of pairs."""
     return sequence_logprobs(role.logprobs(batch).logprobs, batch.mask).view(-1, 2)
-
-
-def planned_batches(rows: int, config: PreferenceConfig, seed: int) -> list[list[int]]:
-    """The batches that `train_supervised` will take, in order."""
-    order = list(seeded_epochs(rows, config.epochs, seed))
-    batches = [order[i : i + config.batch_size] for i in range(0, len(order), config.batch_size)]
-    return batches[: config.max_steps or None]
 
 
 def open_reference(

@@ -153,7 +153,7 @@ class PolicyPasses:
         weights = lesson_weights(lessons, self._surrogate.aggregation, self._surrogate.length)
         for lesson, weight in zip(lessons, weights, strict=True):
             new = self._gradient(lesson, weight, kl_coef, totals)
-            if not totals.norms:
+            if not totals.norms and "ratio" not in self._config.gate_skip:
                 check_ratio(new, lesson.micro)
         totals.norms.append(self.optimizer.step(rate))
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import torch
@@ -145,7 +146,7 @@ class PPOLearner:
     def __init__(self, ctx: StageContext, roles: PolicyRoles) -> None:
         config = ctx.recipe.policy
         self._config, self._ppo, self._seed = config, config.ppo, ctx.recipe.seed
-        self._penalty = KLPenalty(config)
+        self._penalty, self._say = KLPenalty(config), ctx.progress.say
         self._policy, self._critic = roles.policy, make_critic(ctx, roles)
         self.critic_role: Role | None = self._critic.role
         self._passes = PolicyPasses(
@@ -220,8 +221,11 @@ class PPOLearner:
         for target in targets:
             mask, values = target.micro.batch.mask, self._critic.values(target.micro)
             losses = value_loss(values, target.values, target.returns, self._ppo.value_clip_range)
-            loss += add_gradient(losses, mask, tokens)
+            loss += add_gradient(losses, mask, tokens, partial(self._blame, target.micro))
         return loss * tokens, tokens
+
+    def _blame(self, micro: MicroBatch, row: int) -> None:
+        self._say(f"policy: value loss is not finite: {micro.episodes[row]}")
 
     def state(self) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
         """Critic and both optimizers."""

@@ -86,7 +86,7 @@ def run(ctx: StageContext) -> dict[str, Any]:
     report = reward_report(learnt_from, pairs["test"], margins, seed=ctx.recipe.seed)
     report["pairs_train"] = sum(row.choice is not Choice.TIE for row in pairs["train"])
     if isinstance(role.scalar_head, HeadEnsemble):
-        report |= _disagreement(role, renderer, groups["test"], margins, budget)
+        report |= _disagreement(role, renderer, pairs["test"], groups["test"], margins, budget)
     offset = float(
         score_groups(
             role, _offset_groups(ctx, renderer, pairs["train"]), renderer.pad_id, budget
@@ -240,17 +240,19 @@ def pair_losses(
 def _disagreement(
     role: Role,
     renderer: Renderer,
+    rows: Sequence[Preference],
     groups: Sequence[PromptGroup],
     margins: np.ndarray[Any, np.dtype[np.float64]],
     micro_batch_tokens: int,
 ) -> dict[str, Any]:
-    """How far the heads of an ensemble are apart on held-out pairs; ties are counted as wrong."""
+    """How far the heads of an ensemble are apart on held-out pairs, ties left out."""
     spread = torch.zeros(len(groups))
     for part in split_groups(groups, micro_batch_tokens):
         batch = collate([groups[i] for i in part], renderer.pad_id).to(role.device)
         members = role.scalar_head.members(role.states(batch).last).view(len(part), 2, -1)
         spread[part] = (members[:, 0] - members[:, 1]).std(-1).cpu()
-    right = torch.from_numpy(margins > 0)
+    decided = torch.tensor([row.choice is not Choice.TIE for row in rows])
+    spread, right = spread[decided], torch.from_numpy(margins > 0)[decided]
     return {
         "disagreement": float(spread.mean()),
         "disagreement_right": float(spread[right].mean()) if bool(right.any()) else None,

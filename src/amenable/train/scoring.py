@@ -5,6 +5,7 @@ Shapes: N completions and C tokens of a micro-batch.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 
 from amenable.data.collate import GroupBatch
+from amenable.errors import NumericsError
 from amenable.losses.masked import VARIANCE_EPS, masked_var, masked_whiten
 from amenable.models.heads import HeadEnsemble
 from amenable.models.logprobs import CompletionStates
@@ -46,14 +48,17 @@ class Scorer:
         """Scores texts.
 
         Returns:
-            The episodes with their scores, without those of which a reward failed; and a row of
+            The episodes with their scores, without those that were cut off where the recipe filters
+            them, and without those of which a reward failed; and a row of
             `samples.jsonl` for each of those.
 
         Raises:
             StageError: more rewards failed than the recipe allows.
         """
         self._metrics, self._apart = {}, []
-        if self._texts is None:
+        if self._config.missing_eos == "filter":
+            episodes = [episode for episode in episodes if episode.rollout.ended]
+        if self._texts is None or not episodes:
             return list(episodes), []
         judged = self._texts.judge(
             [episode.prompt for episode in episodes],
@@ -102,8 +107,8 @@ class Scorer:
         scores = torch.cat([micro.scores for micro in micros])
         episodes = [episode for micro in micros for episode in micro.episodes]
         if self._own is not None:
-            if self._texts is not None:
-                self._metrics[f"reward_{self._own.name}"] = float(scores.mean())
+            _check_finite(scores, episodes)
+            self._metrics[f"reward_{self._own.name}"] = float(scores.mean())
             scores = self._own.weight * self._own.apply(scores)
         if self._apart:
             self._metrics["disagreement"] = float(torch.cat(self._apart).mean())
@@ -150,6 +155,20 @@ class Scorer:
             self._texts.load_state(state["texts"])
         if self._own is not None:
             self._own.load_state(state["own"])
+
+
+def _check_finite(scores: Tensor, episodes: Sequence[Episode]) -> None:
+    """Of the run's own reward model.
+
+    Raises:
+        NumericsError: a score is not finite.
+    """
+    for score, episode in zip(scores.tolist(), episodes, strict=True):
+        if not math.isfinite(score):
+            raise NumericsError(
+                f"the run's own reward model gives the score {score} to {episode}; train it "
+                "again, or set model.dtype = 'fp32'"
+            )
 
 
 def _with_scores(micro: MicroBatch, scores: Tensor, of_steps: Tensor) -> MicroBatch:

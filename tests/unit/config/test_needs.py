@@ -9,6 +9,7 @@ from amenable.config.needs import (
     learns_from_preferences,
     needs_preferences,
     trains_reward,
+    unread_keys,
 )
 from amenable.errors import RecipeError
 from amenable.pipeline.stages import STAGES
@@ -81,3 +82,27 @@ def test_what_is_missing_is_named(settings: tuple[str, ...], message: str) -> No
     with pytest.raises(RecipeError) as caught:
         load_recipe(None, settings)
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("settings", "unread"),
+    [
+        ((), []),
+        (("policy.ppo.gamma=0.9", "policy.kl.loss_estimator=k2"), ["policy.kl.loss_estimator"]),
+        (("policy.algorithm=grpo", "policy.ppo.gamma=0.9"), ["policy.ppo.gamma"]),
+        (("policy.algorithm=grpo", "policy.kl.placement=both", "policy.kl.estimator=k2"), []),
+        (("policy.algorithm=dapo", "policy.kl.coef=0.5"), ["policy.kl.coef"]),
+        (("policy.algorithm=dapo", "policy.kl.coef=0.5", "policy.kl.placement=reward"), []),
+        (("policy.algorithm=online-dpo", "policy.clip_range=0.1"), ["policy.clip_range"]),
+        (
+            ("policy.algorithm=dpo", "policy.updates=3", "policy.temperature=0.7"),
+            ["policy.updates"],
+        ),
+        (("policy.preference.beta=0.3",), ["policy.preference.beta"]),
+    ],
+)
+def test_keys_that_an_algorithm_does_not_read_are_told(
+    settings: tuple[str, ...], unread: list[str]
+) -> None:
+    recipe = load_recipe(None, [PAIRS, PROMPTS, *settings])
+    assert unread_keys(recipe.policy) == unread

@@ -90,8 +90,7 @@ def test_every_algorithm_with_an_optimum_has_a_row() -> None:
 def test_jobs_follow_the_options() -> None:
     every = jobs(Options(seeds=2))
     cells = [job for job in every if job.run.endswith(":cell")]
-    limited = sum(PROBLEM.beta < s.least_beta for s in SETTINGS for PROBLEM in (*PROBLEMS, SMALL))
-    assert len(cells) == 2 * (len(SETTINGS) * (len(PROBLEMS) + 1) - limited)
+    assert len(cells) == 2 * len(SETTINGS) * (len(PROBLEMS) + 1)
     some = jobs(Options(("dpo",), ("random table",), 1))
     assert [job.run.partition(":")[2] for job in some] == ["cell", "controls"]
     assert json.loads(json.dumps(some[0].arguments))["problem"] == "random table"

@@ -16,6 +16,7 @@ import transformers
 from torch import Tensor, nn
 
 from amenable.artifacts import StageContext
+from amenable.config.policy import GATE_CHECKS
 from amenable.data.row_file import open_prompts
 from amenable.data.schemas import Message, Prompt, Speaker
 from amenable.errors import NumericsError, RecipeError
@@ -258,3 +259,7 @@ def test_equally_long_prompts_are_made_unequal(
     plant(monkeypatch, world)
     with pytest.raises(NumericsError, match=r"neighbours: |roll-out: "):
         world.look()
+
+
+def test_the_recipe_knows_the_checks() -> None:
+    assert tuple(CHECKS) == GATE_CHECKS

@@ -19,7 +19,7 @@ from amenable.models.build import Foundation
 from amenable.models.roles import Role
 from amenable.progress import Deadline
 from amenable.train import off_policy, pair_reference
-from amenable.train.loop import load_checkpoint, save_checkpoint
+from amenable.train.loop import load_checkpoint, planned_batches, save_checkpoint
 from amenable.train.off_policy import PairLearner
 from amenable.train.pair_losses import LOSSES
 from amenable.train.pair_reference import (
@@ -29,7 +29,6 @@ from amenable.train.pair_reference import (
     mismatched,
     open_pairs,
     open_reference,
-    planned_batches,
 )
 
 MakeContext = Callable[..., StageContext]

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import dataclasses
 import importlib
+import io
 import sys
 import types
 from collections.abc import Callable
@@ -35,3 +37,19 @@ def test_the_named_algorithm_is_run(
     monkeypatch.setitem(sys.modules, "echo_algorithm", module)
     monkeypatch.setitem(ALGORITHMS, "ppo", Algorithm(run="echo_algorithm:echo", summary="says"))
     assert run_policy(make_context("policy")) == {"stage": "policy"}
+
+
+def test_what_the_algorithm_does_not_read_is_said(
+    make_context: MakeContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = types.ModuleType("echo_algorithm")
+    module.echo = lambda ctx: {}  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "echo_algorithm", module)
+    row = dataclasses.replace(ALGORITHMS["rloo"], run="echo_algorithm:echo")
+    monkeypatch.setitem(ALGORITHMS, "rloo", row)
+    ctx = make_context("policy", policy__algorithm="rloo", ppo__gamma=0.9)
+    run_policy(ctx)
+    stream = ctx.progress._stream
+    assert isinstance(stream, io.StringIO)
+    assert "policy: rloo does not read policy.updates" not in stream.getvalue()
+    assert "policy: rloo does not read policy.ppo.gamma" in stream.getvalue()

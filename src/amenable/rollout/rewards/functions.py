@@ -56,6 +56,8 @@ class FunctionReward:
                     rows=[dict(prompt.meta) for prompt in prompts],
                 )
             )
+            if hasattr(given, "__next__"):  # a generator, which raises only when it is read
+                given = list(given)
         except Exception as error:  # whatever the user's code may raise
             return [Failed(f"{told(error)}{_place(error)}")] * len(texts)
         return read_verdicts(given, texts, self._who)

@@ -114,7 +114,8 @@ class TextRewards:
         )
         raise StageError(
             f"rewards failed for {len(failed)} of {len(reasons)} completions, {limit}. {shown}. "
-            "Correct the reward and run again: the stage goes on from its last checkpoint"
+            "Run again where the fault has passed: the stage goes on from its last checkpoint; a "
+            "corrected function or recipe starts the stage afresh"
         )
 
     def _steps(

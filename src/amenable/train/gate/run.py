@@ -90,7 +90,7 @@ def run_gate(
 
 
 def _skipped(ctx: StageContext) -> frozenset[str]:
-    names = frozenset(getattr(ctx.recipe.policy, "gate_skip", ()))
+    names = frozenset(ctx.recipe.policy.gate_skip)
     unknown = sorted(names - set(CHECKS))
     if unknown:
         raise RecipeError(
@@ -189,7 +189,9 @@ class _Gate:
         chosen = ordered[:: max(1, len(ordered) // _PROMPTS)][:_PROMPTS]
         limit, cut = _PROMPT_TOKENS, []
         for ids in reversed(chosen):
-            cut.append(_cut(ids, max(2, limit)))
+            if limit < 2:
+                break  # what is left could no longer be told apart
+            cut.append(_cut(ids, limit))
             limit = len(cut[-1]) - _SHORTER
         return cut[::-1]
 
