@@ -10,9 +10,9 @@ from pathlib import Path
 
 from amenable.config.data import SourceConfig
 from amenable.config.recipe import Recipe
-from amenable.config.rewards import is_folder, kind_of, outside_sources
+from amenable.config.rewards import is_folder, kind_of, outside_sources, reward_parts
 from amenable.data.reading.sources import Source, find_sources, hub_name
-from amenable.errors import DataError, ModelError
+from amenable.errors import DataError, ModelError, RecipeError
 
 _DATA_KEYS = ("demonstrations", "preferences", "prompts", "evaluation_prompts")
 _QUIET = {
@@ -30,13 +30,25 @@ def check_inputs(recipe: Recipe) -> None:
 
     Raises:
         DataError: a data file is missing or empty.
-        RecipeError: `format` or `reader` names nothing that exists.
+        RecipeError: `format`, `reader` or a reward names nothing that exists, or a reward's token
+            is not set.
         ModelError: `policy.reward` looks like a path and is no model folder.
     """
+    from amenable.data.reading.custom import load_function
+
     for key in _DATA_KEYS:
         _check_source(getattr(recipe.data, key), f"data.{key}")
     for name, source in outside_sources(recipe.policy):
-        _check_ready_reward(source, name)
+        if kind_of(source) == "function":
+            load_function(source, name)
+        else:
+            _check_ready_reward(source, name)
+    for part in reward_parts(recipe.policy):
+        if part.token_env and not os.environ.get(part.token_env):
+            raise RecipeError(
+                f"policy.rewards: {part.label}: the environment variable {part.token_env} "
+                "(token_env) is not set; set it, or remove the key"
+            )
 
 
 def base_model(recipe: Recipe, say: Callable[[str], None]) -> Path | str:

@@ -2,9 +2,12 @@ from __future__ import annotations
 
 import xml.etree.ElementTree as ET
 from dataclasses import replace
+from pathlib import Path
 
+from amenable.algorithms import ALGORITHMS
 from amenable.lab.report import picture, table, verdict
 from amenable.lab.rows import Row
+from amenable.lab.settings import GAP_BOUND, KL_BOUND, LOSS_GAP_BOUND, SETTINGS
 
 GOOD = Row(
     check="fixed point",
@@ -60,3 +63,21 @@ def test_the_picture_is_xml_with_a_dot_for_each_row() -> None:
     words = [node.text for node in root.iter("{http://www.w3.org/2000/svg}text")]
     assert "none: untrained (must fail)" in words
     assert "bound 0.01" in words
+
+
+def test_the_documented_table_has_every_row_and_holds() -> None:
+    """docs/lab.md shows what `make lab` printed: each setting, within its bounds."""
+    page = (Path(__file__).parents[3] / "docs" / "lab.md").read_text(encoding="utf-8")
+    lines = page[page.index("## Results") :].splitlines()
+    found = {}
+    for line in lines:
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if len(cells) == 6 and cells[0] in ALGORITHMS:
+            found[cells[0], cells[1]] = cells[3:]
+    assert list(found) == [(setting.algorithm, setting.name) for setting in SETTINGS]
+    for (algorithm, _), cells in found.items():
+        for cell in cells:
+            kl, _, gap = cell.partition(" / ")
+            bound = 100 * (LOSS_GAP_BOUND if algorithm == "kto" else GAP_BOUND)
+            assert float(gap.removesuffix(" %")) <= bound
+            assert kl == "–" or float(kl.removeprefix("< ")) <= KL_BOUND

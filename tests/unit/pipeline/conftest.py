@@ -91,7 +91,7 @@ class Pipeline:
         return self.root / "prompts.jsonl"
 
     def recipe(self, *overrides: str) -> Recipe:
-        base = ["model.base=tiny", f"data.prompts={self.source}", "policy.reward=m:f"]
+        base = ["model.base=tiny", f"data.prompts={self.source}", "policy.reward=math:fsum"]
         return load_recipe(None, [*base, *overrides])
 
     def run(self, *overrides: str, **options: Any) -> Json:

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from amenable.data.reading.json_records import Json
 from amenable.data.reading.read_log import shown
@@ -25,6 +26,19 @@ from amenable.errors import AmenableError, DataError, RecipeError
 
 Reader = Callable[[Iterable[Json]], Iterable[Json | Drop]]
 """The records of one file in, native rows out."""
+
+
+def load_function(name: str, key: str) -> Callable[..., Any]:
+    """The function that a recipe key other than a reader names, in the same two ways.
+
+    Raises:
+        RecipeError: there is no such function; names the key.
+    """
+    try:
+        return load_reader(name)
+    except RecipeError as error:
+        reason = str(error).removeprefix("reader: ").removeprefix(f"{name}: ")
+        raise RecipeError(f"{key} = {name!r}: {reason}") from error
 
 
 def load_reader(name: str) -> Reader:

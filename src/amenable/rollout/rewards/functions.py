@@ -5,14 +5,13 @@ from __future__ import annotations
 import asyncio
 import inspect
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-from amenable.data.reading.custom import load_reader
+from amenable.data.reading.custom import load_function
 from amenable.data.schemas import Prompt
-from amenable.errors import RecipeError
 from amenable.rollout.rewards.types import Failed, Verdict
 from amenable.rollout.rewards.verdicts import read_verdicts, told
 
@@ -34,13 +33,8 @@ class FunctionReward:
     """
 
     def __init__(self, name: str, key: str = "policy.reward") -> None:
-        try:
-            function = load_reader(name)
-        except RecipeError as error:
-            reason = str(error).removeprefix("reader: ").removeprefix(f"{name}: ")
-            raise RecipeError(f"{key} = {name!r}: {reason}") from error
         self._who = f"{key} = {name!r}"
-        self._function = cast(Callable[..., Any], function)
+        self._function = load_function(name, key)
 
     def judge(self, prompts: Sequence[Prompt], texts: Sequence[str]) -> list[Verdict]:
         """[N] verdicts; an exception fails all of them.
