@@ -140,8 +140,8 @@ def test_too_many_failures_end_the_stage_with_the_commonest_reasons() -> None:
         judge(TextRewards([part("a", answers)], max_failures=0.5))
     assert str(caught.value) == (
         "rewards failed for 3 of 4 completions, more than policy.max_reward_failures = 0.5 allows."
-        " a: was out (2 times); a: odd (1 times). Run again where the fault has passed: the stage goes"
-        " on from its last checkpoint; a corrected function or recipe starts the stage afresh"
+        " a: was out (2 times); a: odd (1 times). Run again where the fault has passed: the stage"
+        " goes on from its last checkpoint; a corrected function or recipe starts the stage afresh"
     )
     assert judge(TextRewards([part("a", answers)], max_failures=0.75)).reasons[2] == ""
 
