@@ -56,7 +56,8 @@ from amenable.models.build import Foundation
 from amenable.models.roles import Role
 from amenable.progress import Deadline, Progress
 from amenable.train.loop import Metrics, add_gradient, train_supervised
-from amenable.train.reward import rank_losses, reward_role
+from amenable.train.rank_loss import PLAIN
+from amenable.train.reward import reward_role
 
 STAGE = RewardConfig(evaluations=1, micro_batch_tokens=1024)
 """The stage's defaults; with one evaluation, at the end, no checkpoint is chosen.
@@ -141,7 +142,7 @@ def gradient(
     weight = sum(pairs[row].weight for unit in units for row in unit.rows)
     loss = 0.0
     for rows, scores in passes(role, units, pad_id, budget):
-        loss += add_gradient(rank_losses(scores, [pairs[row] for row in rows]), None, weight)
+        loss += add_gradient(PLAIN(scores, [pairs[row] for row in rows]), None, weight)
     return {"rank_loss": loss}
 
 

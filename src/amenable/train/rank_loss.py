@@ -65,18 +65,23 @@ class RankLoss:
         )
 
     def __call__(
-        self, scores: Tensor, rows: Sequence[Preference], tokens: Sequence[tuple[int, int]]
+        self,
+        scores: Tensor,
+        rows: Sequence[Preference],
+        tokens: Sequence[tuple[int, int]] | None = None,
     ) -> Tensor:
         """[n] losses times the rows' weights.
 
         Args:
             scores: [n, 2] raw scores, of chosen and rejected.
             rows: the pairs.
-            tokens: of each, the length of the chosen and of the rejected candidate.
+            tokens: of each, the length of the chosen and of the rejected candidate; needed where
+                length is debiased.
         """
-        lengths = torch.tensor(list(tokens), device=scores.device).view(-1, 2)
         margin = scores.new_tensor([row.margin or 0.0 for row in rows])
         if self.length_weight:
+            assert tokens is not None
+            lengths = torch.tensor(list(tokens), device=scores.device).view(-1, 2)
             margin = margin + length_margin(lengths[:, 0], lengths[:, 1], self.length_weight)
         tied = torch.tensor([row.choice is Choice.TIE for row in rows], device=scores.device)
         lead, other = scores[:, 0] - margin, scores[:, 1]

@@ -181,11 +181,6 @@ def reward_gradient(
     }
 
 
-def rank_losses(scores: Tensor, rows: Sequence[Preference]) -> Tensor:
-    """[n] plain losses."""
-    return PLAIN(scores, rows, [(0, 0)] * len(rows))
-
-
 def _not_finite(row: Preference) -> None:
     warnings.warn(f"reward: loss is not finite: row {row.prompt.id!r}", stacklevel=2)
 

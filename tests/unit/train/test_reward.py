@@ -21,11 +21,11 @@ from amenable.models.export import load_reward_head
 from amenable.models.heads import HeadEnsemble, ScalarHead
 from amenable.models.roles import Role
 from amenable.train import reward
+from amenable.train.rank_loss import PLAIN
 from amenable.train.reward import (
     pair_losses,
     pair_margins,
     preference_group,
-    rank_losses,
     reward_gradient,
 )
 
@@ -55,7 +55,7 @@ def test_rank_losses_by_hand() -> None:
     ]
     small = math.log1p(math.exp(-2.0))
     expected = [small, math.log(2), math.log(2), 3 * small, small + 1.0]
-    assert rank_losses(scores, rows).tolist() == pytest.approx(expected, abs=1e-5)
+    assert PLAIN(scores, rows).tolist() == pytest.approx(expected, abs=1e-5)
 
 
 def context(make_context: MakeContext, rows: Rows, root: Path, **changes: Any) -> StageContext:
