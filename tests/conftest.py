@@ -16,13 +16,23 @@ os.environ.setdefault("MPLBACKEND", "agg")
 
 HAS_TORCH = importlib.util.find_spec("torch") is not None
 _WITH_TORCH = re.compile(
-    r"^(?:from|import) (?:torch|transformers|peft|safetensors|amenable\.(?:losses|train|rollout)"
+    r"^(?:from|import) (?:torch|transformers|peft|safetensors"
+    r"|amenable\.(?:losses|train|rollout|lab)"
     r"|amenable\.data\.(?:render|collate)"
     r"|amenable\.models\.(?:adapters|export|heads|load|logprobs|roles))\b"
     r'|^pytest\.importorskip\("torch"\)',
     re.MULTILINE,
 )
-_FOLDERS_WITH_TORCH = ("losses", "models", "train", "rollout", "property", "peers", "integration")
+_FOLDERS_WITH_TORCH = (
+    "losses",
+    "models",
+    "train",
+    "rollout",
+    "lab",
+    "property",
+    "peers",
+    "integration",
+)
 _left_out: list[str] = []
 
 
