@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 ADAM_EPS = 1e-5
 EXACT = 1e-6
-"""Ratio - 1 and KL before the first step must be below this."""
+"""Nats: the same pass twice, and policy against reference, before the first step."""
 
 CLIP_RANGE = (0.2, 0.2)
 

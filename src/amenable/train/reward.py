@@ -7,8 +7,8 @@ there are none), stored with the model and subtracted by whoever uses it.
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -76,6 +76,7 @@ def run(ctx: StageContext) -> dict[str, Any]:
             budget,
             rank_loss,
             ctx.recipe.seed,
+            ctx.progress.say,
         ),
         evaluate=evaluate,
         loss_name="rank_loss",
@@ -139,6 +140,7 @@ def reward_gradient(
     micro_batch_tokens: int,
     rank_loss: RankLoss = PLAIN,
     seed: int = 0,
+    say: Callable[[str], None] | None = None,
 ) -> Metrics:
     """Add the gradient of the mean weighted rank loss over the whole batch, and over all heads.
 
@@ -150,6 +152,7 @@ def reward_gradient(
         micro_batch_tokens: of a forward pass.
         rank_loss: of a pair.
         seed: of the heads' bootstraps, where there are several.
+        say: hears of each row whose loss is not finite.
 
     Returns:
         `rank_loss` in nats a pair, `accuracy` over pairs without ties, mean `margin` in logits.
@@ -169,7 +172,7 @@ def reward_gradient(
             losses,
             None,
             weight * heads,
-            lambda row, own=own: _not_finite(own[row]),  # type: ignore[misc]
+            partial(_blame, own, say),
         )
         gap = (scores[:, 0] - scores[:, 1]).detach().mean(-1).cpu()
         margin += float(gap.sum())
@@ -181,8 +184,9 @@ def reward_gradient(
     }
 
 
-def _not_finite(row: Preference) -> None:
-    warnings.warn(f"reward: loss is not finite: row {row.prompt.id!r}", stacklevel=2)
+def _blame(rows: Sequence[Preference], say: Callable[[str], None] | None, number: int) -> None:
+    if say is not None:
+        say(f"reward: loss is not finite: row {rows[number].prompt.id!r}")
 
 
 def _correct(gap: Tensor, rows: Sequence[Preference]) -> float:

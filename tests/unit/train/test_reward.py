@@ -293,3 +293,13 @@ def test_the_rate_falls_to_nothing_within_one_epoch_by_default(
     assert rates[-1] == pytest.approx(RewardConfig().learning_rate / 2)
     modules = Foundation.open(ctx.recipe).role("reward", head=ScalarHead(64)).model.modules()
     assert not any(isinstance(m, torch.nn.Dropout) and m.p > 0 for m in modules)
+
+
+def test_a_row_whose_loss_is_not_finite_is_named(
+    make_context: MakeContext, ten_rows: Rows, tmp_path: Path
+) -> None:
+    _, role, rows, groups = opened(context(make_context, ten_rows, tmp_path))
+    role.scalar_head.weight.data[0, 0] = math.nan
+    said: list[str] = []
+    reward_gradient(role, groups[:1], rows[:1], 0, 500, say=said.append)
+    assert said == [f"reward: loss is not finite: row {rows[0].prompt.id!r}"]

@@ -32,12 +32,12 @@ from amenable.train.gate.passes import (
 )
 from amenable.train.gate.probe import left_as_found, probed
 from amenable.train.gate.weights import merged_faults
+from amenable.train.passes import EXACT
 
 if TYPE_CHECKING:
     from amenable.artifacts import StageContext
     from amenable.train.policy_roles import PolicyRoles
 
-EXACT = 1e-6  # nats: the same pass twice, and policy against reference at step 0
 FP32 = 1e-4  # nats a token at temperature 1 and above, and per unit of a head's spread
 TIMES_NOISE = 1.5  # in bf16: of what plain transformers has on the same rows
 
