@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from amenable.config.recipe import Recipe
-from amenable.losses.advantages import reinforce_plus_plus, reinforce_plus_plus_baseline
+from amenable.losses.advantages import reinforce_plus_plus
 from amenable.losses.aggregation import Aggregation, token_weights
 from amenable.losses.direct_preference import (
     conservative_dpo_loss,
@@ -23,7 +23,7 @@ from amenable.losses.direct_preference import (
 from amenable.losses.kl import k1, k2, k3, kl_loss
 from amenable.losses.kto import kto_loss
 from amenable.losses.likelihood import cross_entropy
-from amenable.losses.policy import gspo_policy_loss, ppo_policy_loss, reinforce_loss
+from amenable.losses.policy import gspo_policy_loss, ppo_policy_loss
 from amenable.losses.preference import (
     bradley_terry_loss,
     centring_loss,
@@ -91,7 +91,6 @@ PAIR_LOSSES: dict[str, tuple[PairLoss, Callable[[Tensor], Tensor] | None]] = {
 # [N, C] losses of (logprobs, old_logprobs, third, mask); the third is advantages or reference
 TokenLoss = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 TOKEN_LOSSES: dict[str, TokenLoss] = {
-    "reinforce": lambda a, b, c, m: reinforce_loss(a, c),
     "ppo": lambda a, b, c, m: ppo_policy_loss(a, b, c, 0.2),
     "dapo": lambda a, b, c, m: ppo_policy_loss(a, b, c, (0.2, 0.28)),
     "dual_clip": lambda a, b, c, m: ppo_policy_loss(a, b, c, 0.2, 3.0),
@@ -280,19 +279,6 @@ def test_reinforce_plus_plus_is_white_and_blind_to_padding(batch: tuple[Tensor, 
     wide = torch.nn.functional.pad(rewards, (0, 2), value=float("nan"))
     wide_mask = torch.nn.functional.pad(mask, (0, 2), value=False)
     assert close(reinforce_plus_plus(wide, wide_mask)[:, : mask.shape[1]], advantages)
-
-
-@given(groups(), st.data(), st.floats(-3, 3))
-def test_the_baseline_takes_away_what_a_prompt_has_in_common(
-    scores: Tensor, data: st.DataObject, shift: float
-) -> None:
-    count = scores.numel()
-    lengths = data.draw(st.lists(st.integers(0, 4), min_size=count, max_size=count))
-    mask = torch.arange(4) < torch.tensor(lengths).unsqueeze(1)
-    quantised = (scores * 8).round() / 8  # equal scores stay equal when they are shifted
-    step = round(shift)
-    moved = reinforce_plus_plus_baseline(quantised + step, mask)
-    assert torch.allclose(reinforce_plus_plus_baseline(quantised, mask), moved, atol=1e-6)
 
 
 @given(groups())

@@ -8,9 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
+
+Numbers = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,47 +88,47 @@ def collate(groups: Sequence[PromptGroup], pad_id: int) -> GroupBatch:
         groups: at least one.
         pad_id: fills rows and completions.
     """
-    width = max(group.tokens for group in groups)
-    rows, lengths, last = [], [], []
-    targets: list[list[int]] = []
-    sources: list[list[int]] = []
-    input_ids: list[list[int]] = []
-    position_ids: list[list[int]] = []
-    segments: list[list[int]] = []
-    for row, group in enumerate(groups):
-        start = length = len(group.prompt_ids)
-        tokens, positions, own = list(group.prompt_ids), list(range(length)), [0] * length
-        for segment, ids in enumerate(group.completions, start=1):
-            end = start + len(ids)
-            tokens += ids
-            positions += range(length, length + len(ids))
-            own += [segment] * len(ids)
-            targets.append(list(ids))
-            sources.append([length - 1, *range(start, end - 1)])
-            rows.append(row)
-            lengths.append(len(ids))
-            last.append(end - 1)
-            start = end
-        input_ids.append(tokens)
-        position_ids.append(positions)
-        segments.append(own)
-    longest = max(lengths)
-    single = all(len(group.completions) == 1 for group in groups)
+    texts = [ids for group in groups for ids in (group.prompt_ids, *group.completions)]
+    lengths = np.fromiter(map(len, texts), np.int64, len(texts))
+    ids = np.fromiter(chain.from_iterable(texts), np.int64, lengths.sum())
+    in_row = np.array([1 + len(group.completions) for group in groups])
+    prompts = np.cumsum(in_row) - in_row  # numbers of the texts that are prompts
+    row = np.repeat(np.arange(len(groups)), in_row)
+    begin = np.cumsum(lengths) - lengths
+    column = begin - begin[prompts][row]  # where a text begins in its row
+    prompt_length = lengths[prompts][row]
+    position = np.minimum(column, prompt_length)
+    real = _leading(np.add.reduceat(lengths, prompts))
+    own = np.ones(len(texts), dtype=bool)
+    own[prompts] = False  # the texts that are completions
+    mask = _leading(lengths[own])
+    steps = np.arange(mask.shape[1])
+    sources = np.where(steps == 0, prompt_length[own, None], column[own, None] + steps) - 1
+    segments = np.repeat(np.arange(len(texts)) - prompts[row], lengths)
     return GroupBatch(
-        input_ids=_padded(input_ids, width, pad_id),
-        position_ids=_padded(position_ids, width, 0),
-        attention_mask=None if single else _group_attention(_padded(segments, width, -1)),
-        rows=torch.tensor(rows),
-        sources=_padded(sources, longest, 0),
-        targets=_padded(targets, longest, pad_id),
-        mask=torch.arange(longest) < torch.tensor(lengths)[:, None],
-        last=torch.tensor(last),
+        input_ids=_padded(ids, real, pad_id),
+        position_ids=_padded(np.arange(len(ids)) + np.repeat(position - begin, lengths), real, 0),
+        attention_mask=None
+        if (in_row == 2).all()
+        else _group_attention(_padded(segments, real, -1)),
+        rows=torch.from_numpy(row[own]),
+        sources=torch.from_numpy(np.where(mask, sources, 0)),
+        targets=_padded(ids[np.repeat(own, lengths)], mask, pad_id),
+        mask=torch.from_numpy(mask),
+        last=torch.from_numpy((column + lengths - 1)[own]),
     )
 
 
-def _padded(rows: Sequence[Sequence[int]], width: int, fill: int) -> Tensor:
-    """[len(rows), width] of rows that are filled up on the right."""
-    return torch.tensor([[*row, *[fill] * (width - len(row))] for row in rows])
+def _leading(lengths: Numbers) -> npt.NDArray[np.bool_]:
+    """[len(lengths), the largest] True on as many columns of each row."""
+    return np.arange(lengths.max()) < lengths[:, None]
+
+
+def _padded(flat: Numbers, real: npt.NDArray[np.bool_], fill: int) -> Tensor:
+    """Numbers in reading order at the real places, and `fill` at the others."""
+    rows = np.full(real.shape, fill)
+    rows[real] = flat
+    return torch.from_numpy(rows)
 
 
 def _group_attention(segments: Tensor) -> Tensor:

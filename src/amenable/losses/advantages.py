@@ -176,37 +176,6 @@ def reinforce_plus_plus(
     return masked_whiten(_discounted_sums(torch.where(mask, rewards, 0.0), gamma), mask)
 
 
-def reinforce_plus_plus_baseline(
-    scores: Float[Tensor, "P G"], mask: Bool[Tensor, "N C"]
-) -> Float[Tensor, "N C"]:
-    """Scores less their group's mean, whitened over all tokens of the batch.
-
-    A_nt = (a_n - mean a) / std a,  a_pg = s_pg - mean_g s_pg,  n = p G + g, over real tokens
-
-    The KL is a term of the loss here (k2 in the paper). To have it in the reward, call
-    `reinforce_plus_plus(shape_rewards(group_relative(scores, None).flatten(), kl, ...), ...)`.
-
-    Args:
-        scores: [P, G] units of reward, G at least 2.
-        mask: [N, C] True at real tokens; row p G + g is completion g of prompt p.
-
-    Returns:
-        [N, C] in standard deviations, the same at all real tokens of a completion; 0 where the mask
-        is False, and throughout where the scores do not differ within any prompt.
-
-    Raises:
-        ValueError: wrong ranks, shapes or dtypes, fewer than two completions a prompt, or another
-            number of rows than scores.
-
-    Source: Hu et al. 2025, arXiv:2501.03262, section 3 (REINFORCE++ with baseline).
-    """
-    check_same_shape(2, mask=mask)
-    centred = group_relative(scores, scale=None)
-    if centred.numel() != mask.shape[0]:
-        raise ValueError(f"mask has {mask.shape[0]} rows for {centred.numel()} scores")
-    return masked_whiten(centred.reshape(-1, 1).expand(mask.shape), mask)
-
-
 def _last_tokens(mask: Tensor) -> Tensor:
     return mask & ~_shifted_left(mask)
 

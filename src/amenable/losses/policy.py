@@ -73,31 +73,6 @@ def sequence_ratios(
     return log_ratios.clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT).exp().expand_as(logprobs)
 
 
-def reinforce_loss(
-    logprobs: Float[Tensor, "N C"], advantages: Float[Tensor, "N C"]
-) -> Float[Tensor, "N C"]:
-    """Policy-gradient loss without ratio or clipping, for one update a roll-out.
-
-    loss = -A logprob
-
-    Args:
-        logprobs: [N, C] nats under the present policy, which must be the one that sampled the
-            tokens; the gradient flows through these alone.
-        advantages: [N, C] constants, in units of reward.
-
-    Returns:
-        [N, C]. Its value says nothing, its gradient is `ppo_policy_loss`'s at ratio 1.
-
-    Raises:
-        ValueError: wrong ranks, shapes or dtypes.
-
-    Source: Williams 1992; for language models Ahmadian et al. 2024, arXiv:2402.14740.
-    """
-    check_same_shape(2, logprobs=logprobs, advantages=advantages)
-    check_precise(logprobs=logprobs, advantages=advantages)
-    return -advantages * logprobs
-
-
 def ppo_policy_loss(
     logprobs: Float[Tensor, "N C"],
     old_logprobs: Float[Tensor, "N C"],

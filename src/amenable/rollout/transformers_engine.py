@@ -45,10 +45,10 @@ class TransformersEngine:
         dtype: torch.dtype = torch.float32,
         batch_size: int = 128,
     ) -> None:
-        self._model = model
-        self._eos = eos_ids
-        self._pad_id = pad_id
-        self._dtype = dtype
+        self.model = model
+        self.eos_ids = eos_ids
+        self.pad_id = pad_id
+        self.dtype = dtype
         self._batch_size = batch_size
 
     @torch.no_grad()
@@ -60,15 +60,19 @@ class TransformersEngine:
     ) -> list[Rollout]:
         """Roll-outs in the order of the requests."""
         rollouts: dict[int, Rollout] = {}
-        with torch.autocast(
-            self._model.device.type, torch.bfloat16, enabled=self._dtype is torch.bfloat16
-        ):
+        with self.precision():
             for batch in self._batches(requests):
                 for index, rollout in self._complete(batch, requests, sampling):
                     rollouts[index] = rollout
                 if on_progress is not None:
                     on_progress(sum(map(len, batch.values())))
         return [rollouts[index] for index in range(len(requests))]
+
+    def precision(self) -> torch.autocast:
+        """The context in which forward passes run."""
+        return torch.autocast(
+            self.model.device.type, torch.bfloat16, enabled=self.dtype is torch.bfloat16
+        )
 
     def _batches(self, requests: Sequence[Request]) -> list[dict[tuple[int, ...], list[int]]]:
         """Request numbers by prompt, in batches of prompts of like length."""
@@ -94,7 +98,7 @@ class TransformersEngine:
     ) -> list[tuple[int, Rollout]]:
         indices = [index for group in batch.values() for index in group]
         noise = np.stack([uniform_noise(requests[i].key, sampling.max_new_tokens) for i in indices])
-        decoding = self._prefill(batch)
+        decoding = self.prefill(batch)
         tokens: list[list[int]] = [[] for _ in indices]
         active = torch.arange(len(indices))
         for step in range(sampling.max_new_tokens):
@@ -102,46 +106,47 @@ class TransformersEngine:
                 decoding.logits, sampling, torch.from_numpy(noise[active.numpy(), step])
             )
             for row, token in zip(active.tolist(), drawn.tolist(), strict=True):
-                if not tokens[row] or tokens[row][-1] not in self._eos:
+                if not tokens[row] or tokens[row][-1] not in self.eos_ids:
                     tokens[row].append(token)
-            done = torch.tensor([tokens[row][-1] in self._eos for row in active.tolist()])
+            done = torch.tensor([tokens[row][-1] in self.eos_ids for row in active.tolist()])
             if bool(done.all()) or step + 1 == sampling.max_new_tokens:
                 break
             if int((~done).sum()) <= _KEEP * len(active):
                 keep = (~done).nonzero()[:, 0]
                 active, drawn = active[keep], drawn[keep]
                 decoding.select(keep)
-            self._advance(decoding, drawn)
+            self.advance(decoding, drawn)
         return [
-            (index, Rollout(requests[index].prompt_ids, tuple(ids), ids[-1] in self._eos))
+            (index, Rollout(requests[index].prompt_ids, tuple(ids), ids[-1] in self.eos_ids))
             for index, ids in zip(indices, tokens, strict=True)
         ]
 
-    def _prefill(self, batch: dict[tuple[int, ...], list[int]]) -> _Decoding:
+    def prefill(self, batch: dict[tuple[int, ...], list[int]]) -> Decoding:
         """Encode every prompt once, then repeat its cache for each of its samples."""
-        device = self._model.device
+        device = self.model.device
         width = max(map(len, batch))
-        ids = torch.full((len(batch), width), self._pad_id)
+        ids = torch.full((len(batch), width), self.pad_id)
         mask = torch.zeros((len(batch), width), dtype=torch.long)
         for row, prompt in enumerate(batch):
             ids[row, width - len(prompt) :] = torch.tensor(prompt)
             mask[row, width - len(prompt) :] = 1
-        cache = DynamicCache(config=self._model.config)
+        cache = DynamicCache(config=self.model.config)
         output = self._forward(
             ids.to(device), mask.to(device), (mask.cumsum(1) - 1).clamp(min=0).to(device), cache
         )
         repeats = torch.tensor([len(group) for group in batch.values()])
         rows = torch.repeat_interleave(torch.arange(len(batch)), repeats).to(device)
-        decoding = _Decoding(output, cache, mask.to(device), mask.sum(1).to(device))
+        decoding = Decoding(output, cache, mask.to(device), mask.sum(1).to(device))
         if len(rows) > len(batch):
             decoding.select(rows)
         return decoding
 
-    def _advance(self, decoding: _Decoding, tokens: Tensor) -> None:
+    def advance(self, decoding: Decoding, tokens: Tensor) -> None:
+        """Read one token of every sequence; the logits of the next are in `decoding`."""
         ones = torch.ones_like(decoding.mask[:, :1])
         decoding.mask = torch.cat([decoding.mask, ones], dim=1)
         decoding.logits = self._forward(
-            tokens.to(self._model.device)[:, None],
+            tokens.to(self.model.device)[:, None],
             decoding.mask,
             decoding.length[:, None],
             decoding.cache,
@@ -149,7 +154,7 @@ class TransformersEngine:
         decoding.length = decoding.length + 1
 
     def _forward(self, ids: Tensor, mask: Tensor, positions: Tensor, cache: DynamicCache) -> Tensor:
-        output = cast(Any, self._model)(
+        output = cast(Any, self.model)(
             input_ids=ids,
             attention_mask=mask,
             position_ids=positions,
@@ -161,7 +166,7 @@ class TransformersEngine:
 
 
 @dataclass
-class _Decoding:
+class Decoding:
     """State of a batch between two tokens."""
 
     logits: Tensor  # [B, V] of the next token
@@ -220,7 +225,7 @@ class RolloutCopy:
 
         from peft import PeftModel
 
-        self._role = role
+        self.role = role
         if isinstance(role.model, PeftModel):
             self.model = _without_adapters(deepcopy(role.plain))
             self._targets = dict(self.model.named_modules())
@@ -233,9 +238,9 @@ class RolloutCopy:
 
         from amenable.models.adapters import merged_weights
 
-        if isinstance(self._role.model, PeftModel) and self._role.adapter is not None:
+        if isinstance(self.role.model, PeftModel) and self.role.adapter is not None:
             with torch.no_grad():
-                for name, weight in merged_weights(self._role.model, self._role.adapter):
+                for name, weight in merged_weights(self.role.model, self.role.adapter):
                     cast(Any, self._targets[name]).weight.copy_(weight)
         return self.model
 

@@ -60,12 +60,12 @@ def run(ctx: StageContext) -> dict[str, Any]:
     _say_left_out(ctx, data["train"], algorithm)
     fresh = not (ctx.out / "checkpoints" / "last").is_dir()
     start, pad_id = FrozenStart(ctx, foundation), foundation.renderer.pad_id
-    reference = open_reference(
-        ctx, start, pad_id, data, mismatched_too=row.mismatched, wanted=row.reference
-    )
     role = foundation.role("policy", start_folder(ctx))
     if fresh and ctx.recipe.policy.gate:
         _run_gate(ctx, foundation, role, start)
+    reference = open_reference(
+        ctx, start, pad_id, data, mismatched_too=row.mismatched, wanted=row.reference
+    )
     learner = PairLearner(ctx, row, role, pad_id, data, reference, fresh=fresh)
     result = train_supervised(
         ctx,
@@ -162,8 +162,8 @@ class PairLearner:
         point = self._reference_point(groups, ref)
         tally = _Tally(self._row, self._config, point)
         weight = sum(data.weights[row] for row in rows)
-        for part in self._parts(data, rows):
-            pairs = self._forward(data, part, self._reference.train, point)
+        for part, own in self._parts(rows, groups):
+            pairs = self._forward(data, part, own, self._reference.train, point)
             losses = self._losses(pairs) * self._weights(data, part)
             tally.loss += add_gradient(losses, None, weight, partial(self._blame, part))
             tally.add(pairs)
@@ -176,10 +176,11 @@ class PairLearner:
     def evaluate(self) -> Metrics:
         """`eval_loss` and `eval_accuracy` of the validation pairs."""
         data = self._data["validation"]
-        point = self._reference_point(list(data.groups), self._reference.mismatched_validation)
+        groups = list(data.groups)
+        point = self._reference_point(groups, self._reference.mismatched_validation)
         tally = _Tally(self._row, self._config, point)
-        for part in self._parts(data, range(len(data))):
-            pairs = self._forward(data, part, self._reference.validation, point)
+        for part, own in self._parts(range(len(data)), groups):
+            pairs = self._forward(data, part, own, self._reference.validation, point)
             losses = self._losses(pairs) * self._weights(data, part)
             tally.loss += float(losses.sum()) / sum(data.weights)
             tally.add(pairs)
@@ -187,16 +188,22 @@ class PairLearner:
         found: Metrics = {"eval_loss": metrics["loss"]}
         return found | ({"eval_accuracy": metrics["accuracy"]} if "accuracy" in metrics else {})
 
-    def _parts(self, data: PairRows, rows: Sequence[int]) -> list[list[int]]:
-        """The rows of each micro-batch."""
-        groups = [data.groups[row] for row in rows]
+    def _parts(
+        self, rows: Sequence[int], groups: Sequence[PromptGroup]
+    ) -> list[tuple[list[int], list[PromptGroup]]]:
+        """The rows of each micro-batch, and their groups."""
         parts = split_groups(groups, self._config.micro_batch_tokens)
-        return [[rows[i] for i in part] for part in parts]
+        return [([rows[i] for i in part], [groups[i] for i in part]) for part in parts]
 
     def _forward(
-        self, data: PairRows, rows: Sequence[int], reference: Tensor, point: Tensor
+        self,
+        data: PairRows,
+        rows: Sequence[int],
+        groups: Sequence[PromptGroup],
+        reference: Tensor,
+        point: Tensor,
     ) -> Pairs:
-        batch = collate([data.groups[row] for row in rows], self._pad_id).to(self._role.device)
+        batch = collate(groups, self._pad_id).to(self._role.device)
         policy = pair_logprobs(self._role, batch)
         tokens = batch.mask.sum(1).view(-1, 2)
         ref = reference[list(rows)].to(policy.device)

@@ -6,7 +6,8 @@ loss. The completion's end-of-sequence token does, so that the model learns to s
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -38,14 +39,21 @@ def run(ctx: StageContext) -> dict[str, Any]:
         for split in ("train", "validation")
     }
     role = foundation.role("sft")
+    rows = open_demonstrations(ctx.folder.data / "demonstrations.train.jsonl")
     pad_id, budget = foundation.renderer.pad_id, ctx.recipe.sft.micro_batch_tokens
     result = train_supervised(
         ctx,
         ctx.recipe.sft,
         role,
         rows=len(groups["train"]),
-        gradient=lambda rows: sft_gradient(
-            role, [groups["train"][row] for row in rows], pad_id, budget
+        gradient=lambda batch: sft_gradient(
+            role,
+            [groups["train"][row] for row in batch],
+            pad_id,
+            budget,
+            lambda place: ctx.progress.say(
+                f"sft: loss is not finite: row {rows[batch[place]].prompt.id!r}"
+            ),
         ),
         evaluate=lambda: {"eval_loss": sft_loss(role, groups["validation"], pad_id, budget)},
         loss_name="loss",
@@ -71,9 +79,20 @@ def demonstration_group(renderer: Renderer, row: Demonstration) -> PromptGroup:
 
 
 def sft_gradient(
-    role: Role, groups: Sequence[PromptGroup], pad_id: int, micro_batch_tokens: int
+    role: Role,
+    groups: Sequence[PromptGroup],
+    pad_id: int,
+    micro_batch_tokens: int,
+    blame: Callable[[int], None] | None = None,
 ) -> Metrics:
     """Add the gradient of the mean loss a token over the whole batch.
+
+    Args:
+        role: the model.
+        groups: token ids of the demonstrations.
+        pad_id: fills rows.
+        micro_batch_tokens: of a forward pass.
+        blame: hears the number of each group whose loss is not finite.
 
     Returns:
         `loss` in nats a token, and `tokens` that carried it.
@@ -83,8 +102,13 @@ def sft_gradient(
     for part in split_groups(groups, micro_batch_tokens):
         batch = collate([groups[i] for i in part], pad_id).to(role.device)
         losses = cross_entropy(role.logprobs(batch).logprobs, batch.mask)
-        loss += add_gradient(losses, batch.mask, tokens)
+        loss += add_gradient(losses, batch.mask, tokens, partial(_blame, part, blame))
     return {"loss": loss, "tokens": tokens}
+
+
+def _blame(part: Sequence[int], blame: Callable[[int], None] | None, number: int) -> None:
+    if blame is not None:
+        blame(part[number])
 
 
 @torch.no_grad()

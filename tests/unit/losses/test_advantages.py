@@ -11,7 +11,6 @@ from amenable.losses.advantages import (
     group_relative,
     leave_one_out,
     reinforce_plus_plus,
-    reinforce_plus_plus_baseline,
     shape_rewards,
 )
 
@@ -182,35 +181,6 @@ def test_reinforce_plus_plus_discounts() -> None:
     assert reinforce_plus_plus(rewards, mask, gamma=0.5).tolist() == [[0, 0]]
 
 
-def test_reinforce_plus_plus_baseline_by_hand() -> None:
-    """Groups (1, 3) and (10, 10): -1, 1, 0, 0. Lengths 1, 2, 1, 1: the tokens hold -1, 1, 1, 0, 0,
-    of mean 1/5 and variance 3/5 - 1/25 = 14/25.
-    """
-    mask = torch.tensor([[True, False], [True, True], [True, False], [True, False]])
-    advantages = reinforce_plus_plus_baseline(torch.tensor([[1.0, 3.0], [10.0, 10.0]]), mask)
-    unit = math.sqrt(14) / 5
-    expected = [-1.2, None, 0.8, 0.8, -0.2, None, -0.2, None]
-    flat = [0 if x is None else x / unit for x in expected]
-    assert advantages.flatten().tolist() == pytest.approx(flat)
-
-
-def test_the_baseline_variant_is_the_plain_one_on_centred_scores() -> None:
-    """Without KL, the score of the last token returns to every token."""
-    generator = torch.Generator().manual_seed(0)
-    scores = torch.randn(3, 4, generator=generator, dtype=torch.float64)
-    mask = torch.arange(5) < torch.randint(1, 6, (12, 1), generator=generator)
-    rewards = shape_rewards(group_relative(scores, None).flatten(), torch.zeros(12, 5), mask, 0.0)
-    torch.testing.assert_close(
-        reinforce_plus_plus(rewards, mask), reinforce_plus_plus_baseline(scores, mask)
-    )
-
-
-def test_scores_that_do_not_differ_give_no_advantage() -> None:
-    mask = torch.ones(4, 3).bool()
-    scores = torch.tensor([[2.0, 2.0], [7.0, 7.0]])
-    assert not reinforce_plus_plus_baseline(scores, mask).any()
-
-
 def test_wrong_reinforce_plus_plus_inputs_are_refused() -> None:
     good, mask = torch.zeros(4, 3), torch.ones(4, 3).bool()
     with pytest.raises(ValueError, match=r"mask \(1, 3\)"):
@@ -221,11 +191,3 @@ def test_wrong_reinforce_plus_plus_inputs_are_refused() -> None:
         reinforce_plus_plus(good[:1], torch.tensor([[False, True, True]]))
     with pytest.raises(ValueError, match=r"gamma must be in \[0, 1\]"):
         reinforce_plus_plus(good, mask, gamma=1.1)
-    with pytest.raises(ValueError, match="mask has 4 rows for 6 scores"):
-        reinforce_plus_plus_baseline(torch.zeros(2, 3), mask)
-    with pytest.raises(ValueError, match="a group needs at least 2"):
-        reinforce_plus_plus_baseline(torch.zeros(4, 1), mask)
-    with pytest.raises(ValueError, match="mask must have 2 dimensions"):
-        reinforce_plus_plus_baseline(torch.zeros(2, 2), mask[0])
-    with pytest.raises(ValueError, match="mask must be bool"):
-        reinforce_plus_plus_baseline(torch.zeros(2, 2), mask.int())

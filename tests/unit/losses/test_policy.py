@@ -13,7 +13,6 @@ from amenable.losses.policy import (
     gspo_policy_loss,
     ppo_policy_loss,
     ratios,
-    reinforce_loss,
     sequence_ratios,
 )
 
@@ -143,16 +142,6 @@ def test_dual_clip_holds_what_would_explode() -> None:
     assert logprobs.grad.tolist() == [[0, 0]]
 
 
-def test_reinforce_by_hand() -> None:
-    """Loss -A log p; its gradient is -A, that of PPO at ratio 1."""
-    logprobs = OLD_LOGPROBS.clone().requires_grad_()
-    losses = reinforce_loss(logprobs, ADVANTAGES)
-    assert losses.tolist()[0] == pytest.approx([a * LOG(2) for a in (2, -2, 2, -2, 3)])
-    losses.sum().backward()
-    assert logprobs.grad is not None
-    assert torch.equal(logprobs.grad, -ADVANTAGES)
-
-
 ROWS = torch.tensor([[LOG(4), 0.0, NAN], [LOG(0.25), LOG(0.25), LOG(0.25)], [NAN, NAN, NAN]])
 OLD_ROWS = torch.zeros(3, 3)
 ROW_MASK = torch.tensor([[True, True, False], [True, True, True], [False, False, False]])
@@ -215,7 +204,6 @@ def test_gradients_of_the_variants() -> None:
     logprobs = LOGPROBS.double().requires_grad_()
     old, advantages = OLD_LOGPROBS.double(), ADVANTAGES.double()
     mask = torch.tensor([[True, True, True, False, True]])
-    assert gradcheck(lambda x: reinforce_loss(x, advantages), logprobs)
     assert gradcheck(lambda x: ppo_policy_loss(x, old, advantages, (0.1, 0.7), 1.2), logprobs)
     assert gradcheck(lambda x: sequence_ratios(x, old, mask), logprobs)
     assert gradcheck(lambda x: gspo_policy_loss(x, old, advantages, mask, 0.7), logprobs)
@@ -256,11 +244,3 @@ def test_wrong_gspo_inputs_are_refused(function) -> None:
         function(good, good.half(), good, mask, 0.2)
     with pytest.raises(ValueError, match="clip_range must be above 0"):
         function(good, good, good, mask, 0)
-
-
-def test_wrong_reinforce_inputs_are_refused() -> None:
-    good = torch.zeros(2, 3)
-    with pytest.raises(ValueError, match=r"advantages \(2, 1\)"):
-        reinforce_loss(good, good[:, :1])
-    with pytest.raises(ValueError, match="advantages must be float32 or float64"):
-        reinforce_loss(good, good.half())

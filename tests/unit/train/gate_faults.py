@@ -200,7 +200,7 @@ def merged_with_half_the_scale(patch: Patch, world: World) -> None:
 
 def sampler_in_bf16(patch: Patch, world: World) -> None:
     """The sampler computes in bf16, the trainer in fp32."""
-    patch.setattr(world.engine, "_dtype", torch.bfloat16)
+    patch.setattr(world.engine, "dtype", torch.bfloat16)
 
 
 def _shaken(patch: Patch, parameter: torch.nn.Parameter, size: float) -> None:
@@ -229,12 +229,14 @@ def pad_is_eos(patch: Patch, world: World) -> None:
 
 def eos_outside_the_vocabulary(patch: Patch, world: World) -> None:
     """The sampler waits for an id that the model does not have."""
-    patch.setattr(world.engine, "_eos", frozenset({world.roles.policy.plain.config.vocab_size + 3}))
+    patch.setattr(
+        world.engine, "eos_ids", frozenset({world.roles.policy.plain.config.vocab_size + 3})
+    )
 
 
 def eos_cannot_be_drawn(patch: Patch, world: World) -> None:
     """The output layer hides the ends of sequences."""
-    for model in (world.roles.policy.plain, world.engine._model):
+    for model in (world.roles.policy.plain, world.engine.model):
         head = model.get_output_embeddings()
         real = head.forward
 

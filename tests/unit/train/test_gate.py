@@ -134,7 +134,7 @@ def test_nothing_is_left_changed(policy_context: PolicyContext, lora: bool) -> N
     world = world_of(policy_context, lora__enabled=lora)
     world.copy.sync()
     modules = [role.model for role in (world.roles.policy, world.roles.reference, world.critic)]
-    modules += [world.engine._model, world.roles.reward_role.model, world.critic.head]
+    modules += [world.engine.model, world.roles.reward_role.model, world.critic.head]
     parameters = [p for module in modules for p in module.parameters()]
     parameters[0].grad = torch.ones_like(parameters[0])
     before = [p.detach().clone() for p in parameters]

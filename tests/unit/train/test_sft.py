@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,9 +10,10 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from amenable.artifacts import StageContext, read_jsonl, write_jsonl
-from amenable.data.collate import PromptGroup
+from amenable.data.collate import GroupBatch, PromptGroup
 from amenable.data.reading.readers import read_demonstrations
 from amenable.models.build import Foundation
+from amenable.models.logprobs import TokenLogprobs
 from amenable.models.roles import Role
 from amenable.train import sft
 from amenable.train.sft import demonstration_group, sft_gradient, sft_loss
@@ -62,6 +64,26 @@ def test_loss_is_transformers_loss_without_the_prompt(
     assert sft_loss(role, groups, 0, micro_batch_tokens=200) == pytest.approx(expected, abs=1e-4)
     metrics = sft_gradient(role, groups, 0, micro_batch_tokens=200)
     assert metrics == {"loss": pytest.approx(expected, abs=1e-4), "tokens": tokens}
+
+
+@pytest.mark.parametrize("budget", [1, 100_000])
+def test_a_row_whose_loss_is_not_finite_is_named(
+    make_context: MakeContext, ten_rows: Rows, tmp_path: Path, budget: int
+) -> None:
+    class Broken(Role):
+        def logprobs(self, batch: GroupBatch, **options: Any) -> TokenLogprobs:
+            found = super().logprobs(batch, **options).logprobs
+            wrong = (batch.targets == marked).any(1, keepdim=True)
+            return TokenLogprobs(found.masked_fill(wrong & batch.mask, math.nan), None)
+
+    foundation = Foundation.open(context(make_context, ten_rows, tmp_path).recipe)
+    groups = groups_of(context(make_context, ten_rows, tmp_path), foundation)[:3]
+    used = {i for group in groups for ids in group.completions for i in ids}
+    marked = min(set(range(foundation.tokenizer.vocab_size)) - used)
+    groups.insert(1, PromptGroup(groups[0].prompt_ids, [[marked]]))
+    named: list[int] = []
+    sft_gradient(Broken(foundation.role("sft").model, "sft"), groups, 0, budget, named.append)
+    assert named == [1]
 
 
 def gradients(role: Role, groups: list[PromptGroup], budget: int) -> list[torch.Tensor]:

@@ -221,10 +221,9 @@ def _decoded(
     for group in groups:
         start = sum(map(len, batch.values()))
         batch[tuple(group.prompt_ids)] = list(range(start, start + len(group.completions)))
-    bf16 = engine._dtype is torch.bfloat16
-    with torch.autocast(engine._model.device.type, torch.bfloat16, enabled=bf16):
-        decoding = engine._prefill(batch)
+    with engine.precision():
+        decoding = engine.prefill(batch)
         for step in range(tokens.shape[1]):
             yield decoding.logits.cpu()
             if step + 1 < tokens.shape[1]:
-                engine._advance(decoding, tokens[:, step])
+                engine.advance(decoding, tokens[:, step])

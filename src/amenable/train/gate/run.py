@@ -273,7 +273,7 @@ class _Gate:
 
     def _rollout(self, rows: Rows) -> None:
         """The sampler against the trainer, its weights, and its draws."""
-        role, pad, temperature = self._copy._role, self._pad, self._temperature
+        role, pad, temperature = self._copy.role, self._pad, self._temperature
         said = sampler(self._engine, rows, temperature)
         own = pairs(rows.own)
         grouped, plain = self._grouped, self._plain
@@ -282,12 +282,12 @@ class _Gate:
             plain = [picked(Plain(role, pad).logits(own, "left"), own, temperature)]
         ruler = self._ruler
         if not ruler.exact:  # weights merged in bf16 are rounded: plain transformers shows by what
-            copied = Plain(Role(self._engine._model, dtype=self._engine._dtype), pad)
+            copied = Plain(Role(self._engine.model, dtype=self._engine.dtype), pad)
             left = picked(copied.logits(own, "left"), own, temperature)
             ruler = ruler.widened(*(ruler.distance(left, other) for other in plain))
             self.more["noise"]["roll-out"] = ruler.noise
         self._compare("roll-out", "sampler against trainer, nats", said.logprobs, grouped, ruler)
-        faults = merged_faults(role, self._engine._model)
+        faults = merged_faults(role, self._engine.model)
         self.findings.append(count("roll-out", "layers that are not those of the sampler", faults))
         self.findings.append(
             Finding(

@@ -28,7 +28,7 @@ def modules_of(roles: Sequence[Role], engine: TransformersEngine) -> dict[str, n
         for module in (role.model, role.head):
             if module is not None:
                 found.setdefault(id(module), (type(module).__name__, module))
-    found.setdefault(id(engine._model), ("roll-out", engine._model))
+    found.setdefault(id(engine.model), ("roll-out", engine.model))
     return {f"{index}.{name}": module for index, (name, module) in enumerate(found.values())}
 
 
@@ -56,8 +56,8 @@ def pad_token(foundation: Foundation, role: Role, engine: TransformersEngine) ->
         faults.append(f"{pad} ends a sequence")
     elif not 0 <= pad < rows:
         faults.append(f"{pad} has no row in an embedding of {rows}")
-    elif len({pad, renderer.pad_id, engine._pad_id}) > 1:
-        faults.append(f"tokenizer {pad}, renderer {renderer.pad_id}, sampler {engine._pad_id}")
+    elif len({pad, renderer.pad_id, engine.pad_id}) > 1:
+        faults.append(f"tokenizer {pad}, renderer {renderer.pad_id}, sampler {engine.pad_id}")
     return count("pad", "faults of the pad token", faults)
 
 
@@ -66,7 +66,7 @@ def eos_tokens(foundation: Foundation, role: Role, engine: TransformersEngine) -
     ends = _all_ends(foundation)
     rows = cast(nn.Linear, role.plain.get_output_embeddings()).weight.shape[0]
     faults = [f"{end} is outside a vocabulary of {rows}" for end in ends if not 0 <= end < rows]
-    for who, theirs in (("renderer", foundation.renderer.eos_ids), ("sampler", engine._eos)):
+    for who, theirs in (("renderer", foundation.renderer.eos_ids), ("sampler", engine.eos_ids)):
         if set(theirs) != set(ends):
             faults.append(f"the {who} ends at {sorted(theirs)}, the model at {sorted(ends)}")
     return count("eos", "faults of the end-of-sequence ids", faults)
@@ -83,7 +83,7 @@ def eos_recognised(
     """With an end made certain the engine stops there; with another token it goes on."""
     faults = []
     ends = _all_ends(foundation)
-    head = cast(nn.Linear, engine._model.get_output_embeddings())
+    head = cast(nn.Linear, engine.model.get_output_embeddings())
     rows = head.weight.shape[0]
     other = next(token for token in range(rows) if token not in ends)
     request = Request(tuple(prompt_ids[-_SHORT:]), ("gate", "end"))
