@@ -12,6 +12,7 @@ import json
 import shutil
 import sys
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -128,14 +129,21 @@ def write_inputs(folder: Path, run: RunFolder) -> None:
     task.write_rows(run.data / "preferences.validation.jsonl", pairs[:VALIDATION_PAIRS])
 
 
-def train(folder: Path, out: Path, algorithm: str, seed: int) -> task.Row:
+def train(
+    folder: Path,
+    out: Path,
+    algorithm: str,
+    seed: int,
+    settings: Sequence[str] = (),
+    run_stage: Callable[[StageContext], object] = run_policy,
+) -> task.Row:
     """One run; only the policy stage is timed, as only `trainer.train()` is on the other side."""
     own, run = task.SETTINGS[algorithm], RunFolder(out / "run")
     steps = own.get("updates") or own["epochs"] * own["pairs"] // own["batch"]
     write_inputs(folder, run)
     log = PointLog("policy", run.stage("policy"), out, folder / "start", steps)
     ctx = StageContext(
-        recipe=load_recipe(None, [*recipe(folder, algorithm), f"seed={seed}"]),
+        recipe=load_recipe(None, [*recipe(folder, algorithm), *settings, f"seed={seed}"]),
         folder=run,
         stage="policy",
         log=log,
@@ -143,7 +151,7 @@ def train(folder: Path, out: Path, algorithm: str, seed: int) -> task.Row:
         deadline=Deadline(None),
     )
     began, cpu = time.monotonic(), time.process_time()
-    run_policy(ctx)
+    run_stage(ctx)
     log.keep()
     found = {
         "algorithm": algorithm,
