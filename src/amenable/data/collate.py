@@ -17,6 +17,9 @@ from torch import Tensor
 
 Numbers = npt.NDArray[np.int64]
 
+_ALIKE = 0.9  # of the longest row of a micro-batch
+_ENOUGH = 0.25  # of the budget
+
 
 @dataclass(frozen=True, slots=True)
 class PromptGroup:
@@ -143,7 +146,9 @@ def _group_attention(segments: Tensor) -> Tensor:
 def micro_batches(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
     """Indices grouped so that rows of like length share a batch of `max_tokens`, padding included.
 
-    A row longer than `max_tokens` gets a batch of its own. Longest first: memory peaks at once.
+    A row longer than `max_tokens` gets a batch of its own. A batch that holds a quarter of
+    `max_tokens` takes no row of which a tenth would be padding: products are fast enough by then,
+    and padding costs as much as tokens. Longest first: memory peaks at once.
 
     Args:
         lengths: tokens of each row.
@@ -151,8 +156,11 @@ def micro_batches(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
     """
     batches: list[list[int]] = []
     for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
-        current = batches[-1] if batches else None
-        if current is not None and lengths[current[0]] * (len(current) + 1) <= max_tokens:
+        current = batches[-1] if batches else []
+        longest = lengths[current[0]] if current else 0
+        alike = lengths[index] >= _ALIKE * longest
+        small = longest * len(current) < _ENOUGH * max_tokens
+        if current and longest * (len(current) + 1) <= max_tokens and (alike or small):
             current.append(index)
         else:
             batches.append([index])

@@ -70,6 +70,7 @@ def test_micro_batches_by_hand() -> None:
     assert micro_batches([4, 9, 1, 4], max_tokens=10) == [[1], [0, 3], [2]]
     assert micro_batches([30, 2], max_tokens=10) == [[0], [1]], "too long: a batch of its own"
     assert micro_batches([], max_tokens=10) == []
+    assert micro_batches([10, 10, 9, 8, 8], max_tokens=50) == [[0, 1, 2], [3, 4]]
 
 
 def test_micro_batches_hold_every_row_once_within_the_budget() -> None:
@@ -84,7 +85,8 @@ def test_micro_batches_hold_every_row_once_within_the_budget() -> None:
 def test_split_groups_counts_prompt_and_all_completions() -> None:
     assert [group.tokens for group in GROUPS] == [6, 3]
     assert split_groups(GROUPS, 11) == [[0], [1]]
-    assert split_groups(GROUPS, 12) == [[0, 1]]
+    assert split_groups(GROUPS, 12) == [[0], [1]], "half of the second row would be padding"
+    assert split_groups(GROUPS, 25) == [[0, 1]], "too few tokens to leave it out"
 
 
 def test_every_pass_is_a_new_permutation() -> None:
