@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from amenable.config.model import LoraConfig
+from amenable.models.lora_linear import fuse
 
 
 def _peft_config(config: LoraConfig) -> PeftLoraConfig:
@@ -73,6 +74,7 @@ def add_adapter(
             model = PeftModel(model, _peft_config(config), adapter_name=name)
     for parameter in adapter_parameters(model, name):
         parameter.data = parameter.data.float()
+    fuse(model)
     return model
 
 

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from amenable.data.collate import GroupBatch
 from amenable.errors import ModelError
 from amenable.losses.likelihood import token_entropy, token_logprobs
+from amenable.models.projection import frozen_projection, projected_logprobs
 
 _CHUNK = 1024
 
@@ -86,7 +87,8 @@ def completion_logprobs(
     """Log-probability of every completion token.
 
     The vocabulary projection runs on the predicting positions of real completion tokens only,
-    in chunks, so that rows × columns × vocabulary never exists.
+    in chunks, so that rows × columns × vocabulary never exists; where it is frozen, its gradient
+    is formed on the way.
 
     Args:
         model: causal language model.
@@ -96,6 +98,13 @@ def completion_logprobs(
     """
     states = completion_states(model, batch).before
     targets = batch.targets[batch.mask]
+    weight = frozen_projection(model)
+    if weight is not None and not (with_entropy and torch.is_grad_enabled()):
+        found, entropy = projected_logprobs(
+            states, weight, targets, temperature=temperature, with_entropy=with_entropy
+        )
+        spread = None if entropy is None else scatter(entropy, batch.mask)
+        return TokenLogprobs(scatter(found, batch.mask), spread)
     pieces: list[Tensor] = []
     entropies: list[Tensor] = []
     for part, wanted in zip(states.split(_CHUNK), targets.split(_CHUNK), strict=True):

@@ -1,27 +1,34 @@
 """Roll-outs with a transformers model: batched, length-sorted, key-value cached.
 
-Equal prompts are encoded once, finished sequences leave the batch. Shapes: B sequences,
+Equal prompts are encoded once and their samples share what that left in the cache; finished
+sequences leave the batch. Shapes: B sequences,
 V vocabulary.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
+from transformers.cache_utils import Cache
 
+from amenable.data.collate import micro_batches
+from amenable.rollout.prefix_cache import PrefixCache, attending, serves
 from amenable.rollout.types import Request, Rollout, Sampling, uniform_noise
 
 if TYPE_CHECKING:
     from amenable.models.build import Foundation
     from amenable.models.roles import Role
 
+_PREFILL_TOKENS = {"cpu": 2048}  # of a pass, padding included: few prompts of like length
+_MOST_PREFILL_TOKENS = 16384
 _KEEP = 0.75  # compact the batch when fewer than this share of its sequences is unfinished
 
 
@@ -50,6 +57,7 @@ class TransformersEngine:
         self.pad_id = pad_id
         self.dtype = dtype
         self._batch_size = batch_size
+        self._shares_prompts = serves(model)
 
     @torch.no_grad()
     def generate(
@@ -98,7 +106,7 @@ class TransformersEngine:
     ) -> list[tuple[int, Rollout]]:
         indices = [index for group in batch.values() for index in group]
         noise = np.stack([uniform_noise(requests[i].key, sampling.max_new_tokens) for i in indices])
-        decoding = self.prefill(batch)
+        decoding = self.prefill(batch, sampling.max_new_tokens)
         tokens: list[list[int]] = [[] for _ in indices]
         active = torch.arange(len(indices))
         for step in range(sampling.max_new_tokens):
@@ -121,39 +129,58 @@ class TransformersEngine:
             for index, ids in zip(indices, tokens, strict=True)
         ]
 
-    def prefill(self, batch: dict[tuple[int, ...], list[int]]) -> Decoding:
-        """Encode every prompt once, then repeat its cache for each of its samples."""
-        device = self.model.device
-        width = max(map(len, batch))
-        ids = torch.full((len(batch), width), self.pad_id)
-        mask = torch.zeros((len(batch), width), dtype=torch.long)
-        for row, prompt in enumerate(batch):
-            ids[row, width - len(prompt) :] = torch.tensor(prompt)
-            mask[row, width - len(prompt) :] = 1
-        cache = DynamicCache(config=self.model.config)
-        output = self._forward(
-            ids.to(device), mask.to(device), (mask.cumsum(1) - 1).clamp(min=0).to(device), cache
-        )
+    def prefill(self, batch: dict[tuple[int, ...], list[int]], room: int) -> Decoding:
+        """Encode every prompt once, for all of its samples; `room`: most tokens of a sample."""
+        prompts, device = list(batch), self.model.device
         repeats = torch.tensor([len(group) for group in batch.values()])
-        rows = torch.repeat_interleave(torch.arange(len(batch)), repeats).to(device)
-        decoding = Decoding(output, cache, mask.to(device), mask.sum(1).to(device))
-        if len(rows) > len(batch):
+        rows = torch.repeat_interleave(torch.arange(len(prompts)), repeats).to(device)
+        length = torch.tensor([len(prompt) for prompt in prompts], device=device)
+        if self._shares_prompts:
+            budget = _PREFILL_TOKENS.get(device.type, _MOST_PREFILL_TOKENS)
+            parts = micro_batches([len(prompt) for prompt in prompts], budget)
+            encoded = [self._encode([prompts[i] for i in part]) for part in parts]
+            places = torch.tensor([i for part in parts for i in part], device=device)
+            logits = torch.cat([part.logits for part in encoded])[places.argsort()]
+            caches = [(part.cache, part.mask) for part in encoded]
+            cache = PrefixCache(caches, places, rows, room)
+            return Decoding(logits[rows], cache, None, length[rows])
+        whole = self._encode(prompts)
+        decoding = Decoding(whole.logits, whole.cache, whole.mask, length)
+        if len(rows) > len(prompts):
             decoding.select(rows)
         return decoding
 
+    def _encode(self, prompts: Sequence[tuple[int, ...]]) -> _Encoded:
+        width, device = max(map(len, prompts)), self.model.device
+        ids = torch.full((len(prompts), width), self.pad_id)
+        mask = torch.zeros((len(prompts), width), dtype=torch.long)
+        for row, prompt in enumerate(prompts):
+            ids[row, width - len(prompt) :] = torch.tensor(prompt)
+            mask[row, width - len(prompt) :] = 1
+        cache, positions = DynamicCache(config=self.model.config), (mask.cumsum(1) - 1).clamp(min=0)
+        mask = mask.to(device)
+        logits = self._forward(ids.to(device), mask, positions.to(device), cache)
+        return _Encoded(logits, cache, mask)
+
     def advance(self, decoding: Decoding, tokens: Tensor) -> None:
         """Read one token of every sequence; the logits of the next are in `decoding`."""
-        ones = torch.ones_like(decoding.mask[:, :1])
-        decoding.mask = torch.cat([decoding.mask, ones], dim=1)
-        decoding.logits = self._forward(
-            tokens.to(self.model.device)[:, None],
-            decoding.mask,
-            decoding.length[:, None],
-            decoding.cache,
-        )
+        cache = decoding.cache
+        attention: AbstractContextManager[None] = nullcontext()
+        if isinstance(cache, PrefixCache):
+            attention = attending(self.model, cache)
+        elif decoding.mask is not None:
+            ones = torch.ones_like(decoding.mask[:, :1])
+            decoding.mask = torch.cat([decoding.mask, ones], dim=1)
+        with attention:
+            decoding.logits = self._forward(
+                tokens.to(self.model.device)[:, None],
+                decoding.mask,
+                decoding.length[:, None],
+                cache,
+            )
         decoding.length = decoding.length + 1
 
-    def _forward(self, ids: Tensor, mask: Tensor, positions: Tensor, cache: DynamicCache) -> Tensor:
+    def _forward(self, ids: Tensor, mask: Tensor | None, positions: Tensor, cache: Cache) -> Tensor:
         output = cast(Any, self.model)(
             input_ids=ids,
             attention_mask=mask,
@@ -165,19 +192,29 @@ class TransformersEngine:
         return cast(Tensor, output.logits[:, -1].float())
 
 
+class _Encoded(NamedTuple):
+    """Prompts that were read in one pass, padded on the left."""
+
+    logits: Tensor  # [P, V] of the first token
+    cache: DynamicCache
+    mask: Tensor  # [P, T] 1 on real tokens
+
+
 @dataclass
 class Decoding:
     """State of a batch between two tokens."""
 
     logits: Tensor  # [B, V] of the next token
-    cache: DynamicCache
-    mask: Tensor  # [B, columns so far] 1 on real tokens
+    cache: DynamicCache | PrefixCache
+    mask: Tensor | None  # [B, columns so far] 1 on real tokens; None: the cache knows
     length: Tensor  # [B] position of the next token
 
     def select(self, rows: Tensor) -> None:
         """Keep (or repeat) these sequences."""
         self.cache.batch_select_indices(rows)
-        self.logits, self.mask, self.length = self.logits[rows], self.mask[rows], self.length[rows]
+        self.logits, self.length = self.logits[rows], self.length[rows]
+        if self.mask is not None:
+            self.mask = self.mask[rows]
 
 
 def draw_tokens(logits: Tensor, sampling: Sampling, noise: Tensor) -> Tensor:

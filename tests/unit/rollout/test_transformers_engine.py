@@ -320,4 +320,4 @@ def test_copy_says_what_the_role_says_and_leaves_it_alone(
 def test_engine_for_uses_the_runs_ends_and_pad(make_context: MakeContext, tiny: Path) -> None:
     foundation = Foundation.open(make_context("evaluate").recipe)
     found = engine_for(tiny, foundation, batch_size=7)
-    assert (found._eos, found._pad_id, found._batch_size) == (frozenset({2}), 0, 7)
+    assert (found.eos_ids, found.pad_id, found._batch_size) == (frozenset({2}), 0, 7)

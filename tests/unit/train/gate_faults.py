@@ -160,12 +160,13 @@ def trainer_pads_left_without_a_mask(patch: Patch, world: World) -> None:
 
 def sampler_attends_to_padding(patch: Patch, world: World) -> None:
     """Prompts are padded on the left and the mask says that all is real."""
-    real = TransformersEngine._forward
+    real = TransformersEngine._encode
 
-    def wrong(self: Any, ids: Any, mask: Any, positions: Any, cache: Any) -> Any:
-        return real(self, ids, torch.ones_like(mask), positions, cache)
+    def wrong(self: Any, prompts: Any) -> Any:
+        width, pad = max(map(len, prompts)), world.engine.pad_id
+        return real(self, [(pad,) * (width - len(prompt)) + prompt for prompt in prompts])
 
-    patch.setattr(TransformersEngine, "_forward", wrong)
+    patch.setattr(TransformersEngine, "_encode", wrong)
 
 
 def sampler_positions_count_padding(patch: Patch, world: World) -> None:

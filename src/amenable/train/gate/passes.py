@@ -222,7 +222,7 @@ def _decoded(
         start = sum(map(len, batch.values()))
         batch[tuple(group.prompt_ids)] = list(range(start, start + len(group.completions)))
     with engine.precision():
-        decoding = engine.prefill(batch)
+        decoding = engine.prefill(batch, tokens.shape[1])
         for step in range(tokens.shape[1]):
             yield decoding.logits.cpu()
             if step + 1 < tokens.shape[1]:

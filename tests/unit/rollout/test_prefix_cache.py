@@ -1,0 +1,111 @@
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from amenable.rollout import transformers_engine
+from amenable.rollout.prefix_cache import PrefixCache, serves
+from amenable.rollout.transformers_engine import Decoding, TransformersEngine
+
+SIZES = {
+    "vocab_size": 64,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "max_position_embeddings": 64,
+    "eos_token_id": None,
+    "bos_token_id": None,
+    "pad_token_id": 0,
+}
+BATCH = {(5, 6, 7): [0], tuple(range(8, 22)): [1, 2, 3], (30,): [4, 5], (9, 8, 7, 6): [6]}
+"""Prompts in no order of length, with their samples."""
+
+
+def random_model(family: str, **changes: Any) -> PreTrainedModel:
+    name = "GPT2LMHeadModel" if family == "GPT2" else f"{family}ForCausalLM"
+    config = getattr(transformers, f"{family}Config")(**SIZES | changes)
+    torch.manual_seed(0)
+    model: PreTrainedModel = getattr(transformers, name)(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                parameter.mul_(4.0)
+    return model
+
+
+def expected(model: PreTrainedModel, texts: Sequence[Sequence[int]]) -> Tensor:
+    """[B, V] logits after each text, read alone from its start."""
+    rows = [model(torch.tensor([list(text)])).logits[0, -1] for text in texts]
+    return torch.stack(rows)
+
+
+def opened(model: PreTrainedModel, room: int = 6) -> tuple[TransformersEngine, Decoding]:
+    engine = TransformersEngine(model, eos_ids=frozenset({1}), pad_id=0)
+    return engine, engine.prefill(BATCH, room)
+
+
+@pytest.mark.parametrize("budget", [2048, 14, 1])
+@pytest.mark.parametrize("family", ["Llama", "Qwen2", "Qwen3", "GPTNeoX", "GPT2"])
+@torch.no_grad()
+def test_logits_are_those_of_every_text_alone(
+    monkeypatch: pytest.MonkeyPatch, family: str, budget: int
+) -> None:
+    """Also where prompts are read in several passes, and after samples have left."""
+    monkeypatch.setitem(transformers_engine._PREFILL_TOKENS, "cpu", budget)
+    model = random_model(family)
+    engine, decoding = opened(model)
+    assert isinstance(decoding.cache, PrefixCache)
+    texts = [list(prompt) for prompt, samples in BATCH.items() for _ in samples]
+    draw = torch.Generator().manual_seed(1)
+    for keep in ([0, 1, 2, 3, 4, 5, 6], [0, 2, 3, 5], [1, 2, 3], [2, 0], [1]):
+        decoding.select(torch.tensor(keep))
+        texts = [texts[row] for row in keep]
+        tokens = torch.randint(2, 64, (len(keep),), generator=draw)
+        engine.advance(decoding, tokens)
+        texts = [[*text, token] for text, token in zip(texts, tokens.tolist(), strict=True)]
+        torch.testing.assert_close(decoding.logits, expected(model, texts), rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+def test_a_prompts_keys_are_held_once_and_go_with_its_last_sample() -> None:
+    _, decoding = opened(random_model("Llama"))
+    assert isinstance(decoding.cache, PrefixCache)
+    assert [keys.shape for keys in decoding.cache._keys] == [(4, 2, 14, 8)] * 3
+    decoding.select(torch.tensor([1, 3, 6]))
+    assert [keys.shape for keys in decoding.cache._keys] == [(2, 2, 14, 8)] * 3
+
+
+@torch.no_grad()
+def test_the_model_is_left_as_it_was() -> None:
+    model = random_model("Llama")
+    before = model(torch.tensor([[5, 6, 7]])).logits
+    engine, decoding = opened(model)
+    engine.advance(decoding, torch.full((7,), 3))
+    assert model.config._attn_implementation == "sdpa"
+    assert torch.equal(model(torch.tensor([[5, 6, 7]])).logits, before)
+
+
+@pytest.mark.parametrize(
+    ("family", "changes"),
+    [
+        ("Gemma2", {}),
+        ("Mistral", {"sliding_window": 8}),
+        ("Llama", {"attn_implementation": "eager"}),
+    ],
+)
+def test_other_kinds_of_attention_keep_their_own_cache(
+    family: str, changes: dict[str, Any]
+) -> None:
+    model = random_model(family, **changes)
+    assert not serves(model)
+    assert not isinstance(opened(model)[1].cache, PrefixCache)
+    assert serves(random_model("Mistral", sliding_window=None))
