@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -95,6 +96,11 @@ def test_only_frozen_plain_projections_are_taken(tiny: Path) -> None:
     assert frozen_projection(model) is None
     model.requires_grad_(False)
     assert frozen_projection(model) is model.get_output_embeddings().weight
-    sizes = {"vocab_size": 32, "hidden_size": 16, "num_hidden_layers": 1, "head_dim": 8}
+    sizes: dict[str, Any] = {
+        "vocab_size": 32,
+        "hidden_size": 16,
+        "num_hidden_layers": 1,
+        "head_dim": 8,
+    }
     capped = Gemma2ForCausalLM(Gemma2Config(**sizes, num_attention_heads=2, intermediate_size=8))
     assert frozen_projection(capped.requires_grad_(False)) is None
