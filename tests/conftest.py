@@ -17,7 +17,7 @@ os.environ.setdefault("MPLBACKEND", "agg")
 HAS_TORCH = importlib.util.find_spec("torch") is not None
 _WITH_TORCH = re.compile(
     r"^(?:from|import) (?:torch|transformers|peft|safetensors"
-    r"|amenable\.(?:losses|train|rollout|lab)"
+    r"|amenable\.(?:losses|train|rollout|lab|plan)"
     r"|amenable\.data\.(?:render|collate)"
     r"|amenable\.models\.(?:adapters|export|heads|load|logprobs|roles))\b"
     r'|^pytest\.importorskip\("torch"\)',
@@ -29,6 +29,7 @@ _FOLDERS_WITH_TORCH = (
     "train",
     "rollout",
     "lab",
+    "plan",
     "property",
     "peers",
     "integration",

@@ -32,7 +32,7 @@ Ingredients = dict[str, str]
 """Everything that a stage depends on: what it is -> its value or hash."""
 
 _PACKAGE = Path(amenable.__file__).parent
-_NO_INFLUENCE = ("cli/", "web/", "pipeline/", "progress.py")
+_NO_INFLUENCE = ("cli/", "web/", "pipeline/", "plan/", "progress.py")
 _REPORT_ONLY = ("evaluate/report.py", "evaluate/templates/")
 _UNSETTLED_S = 0.1
 _NO_CONTENT = ("README.md", "amenable.json")

@@ -46,7 +46,13 @@ from amenable.pipeline.fingerprint import (
 )
 from amenable.pipeline.lock import run_lock
 from amenable.pipeline.manifest import device, manifest
-from amenable.pipeline.preflight import base_model, check_inputs, close_hub, silence_libraries
+from amenable.pipeline.preflight import (
+    base_model,
+    check_inputs,
+    close_hub,
+    forecast_run,
+    silence_libraries,
+)
 from amenable.pipeline.process import keep_freed_memory
 from amenable.pipeline.stages import STAGES, Stage
 from amenable.pipeline.state import StageState, read_state, write_state
@@ -55,8 +61,10 @@ from amenable.progress import duration
 
 if TYPE_CHECKING:
     from amenable.data.render import Renderer
+    from amenable.plan.forecast import Forecast
 
 _BUDGET_IN_USE = 0.9
+_WITH_MODELS = ("sft", "collect", "reward", "policy", "evaluate")
 _REASONS_SHOWN = 3
 _SECONDS_BETWEEN_REPORTS = 10.0
 
@@ -148,6 +156,8 @@ class _Run:
         self.states = {stage.name: read_state(folder, stage.name) for stage in stages}
         self.ran: set[str] = set()
         self.report_failed = False
+        self.is_forecast = False
+        self.forecast: Forecast | None = None
 
     def run(self, selected: Sequence[Stage]) -> Json:
         """Runs the selected stages and returns the summary."""
@@ -294,6 +304,9 @@ class _Run:
 
     def _execute(self, stage: Stage, ingredients: Ingredients, seconds: float | None) -> None:
         """Runs the stage; its state is the last thing that is written."""
+        if stage.name in _WITH_MODELS and not self.is_forecast:
+            self.is_forecast = True
+            self.forecast = forecast_run(self.recipe, self.folder.data, self.progress.say)
         state = StageState(
             fingerprint=fingerprint(ingredients), status="running", ingredients=ingredients
         )
@@ -402,8 +415,20 @@ class _Run:
         )
         write_json(self.folder.summary_path, result)
         content = manifest(fresh, self.recipe.seed, self.base, self.command)
+        content["forecast"] = self._forecast_and_measured(content["stages"])
         write_json(self.folder.manifest_path, content)
         return result
+
+    def _forecast_and_measured(self, stages: Json) -> Json | None:
+        """The forecast beside what was measured; that of an earlier invocation if none was made."""
+        if self.forecast is not None:
+            compare = importlib.import_module("amenable.plan.forecast").comparison
+            compared: Json = compare(self.forecast, stages)
+            return compared
+        with suppress(AmenableError):
+            last: Json | None = read_json(self.folder.manifest_path).get("forecast")
+            return last
+        return None
 
     def _status(self, stage: Stage, is_fresh: bool) -> str:
         state = self.states[stage.name]

@@ -7,12 +7,16 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from amenable.config.data import SourceConfig
 from amenable.config.recipe import Recipe
 from amenable.config.rewards import is_folder, kind_of, outside_sources, reward_parts
 from amenable.data.reading.sources import Source, find_sources, hub_name
 from amenable.errors import DataError, ModelError, RecipeError
+
+if TYPE_CHECKING:
+    from amenable.plan.forecast import Forecast
 
 _DATA_KEYS = ("demonstrations", "preferences", "prompts", "evaluation_prompts")
 _QUIET = {
@@ -65,6 +69,32 @@ def base_model(recipe: Recipe, say: Callable[[str], None]) -> Path | str:
     if isinstance(base, str):
         check_base(base)
     return base
+
+
+def forecast_run(recipe: Recipe, data: Path, say: Callable[[str], None]) -> Forecast | None:
+    """What the run will take on this machine; None, and a line that says why, where that fails.
+
+    Args:
+        recipe: the run.
+        data: its splits.
+        say: takes the line.
+
+    Raises:
+        UsageError: the run cannot fit into this machine's memory; says what would.
+    """
+    try:
+        from amenable.plan.forecast import plan
+        from amenable.plan.hardware import hardware, resident_bytes
+        from amenable.plan.remedy import refuse
+
+        machine = hardware()
+        process = resident_bytes() if machine.kind == "cpu" else 0
+        found = plan(recipe, machine, data=data, process=process)
+    except Exception as error:  # a forecast that fails is no reason to fail a run
+        say(f"no forecast of memory and time: {error}")
+        return None
+    refuse(found)
+    return found
 
 
 def silence_libraries() -> None:

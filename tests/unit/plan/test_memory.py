@@ -1,0 +1,94 @@
+from __future__ import annotations
+
+import pytest
+
+from amenable.plan.hardware import Hardware
+from amenable.plan.memory import Budget, StageMemory
+from amenable.plan.shape import ModelShape
+
+from .conftest import machine, recipe, rows
+
+P = 106_816  # weights of the tiny model
+ADAPTER = 4 * 2048  # of rank 4: twice q (64 + 64), k, v (64 + 32), o, gate, up, down (64 + 128)
+
+
+def stages(shape: ModelShape, *settings: str, on: Hardware | None = None) -> dict[str, StageMemory]:
+    budget = Budget(recipe("model.lora.rank=4", *settings), shape, rows(), on or machine())
+    return {stage.stage: stage for stage in budget.stages(["sft", "reward", "policy", "evaluate"])}
+
+
+def test_adapters_share_one_base(tiny_shape: ModelShape) -> None:
+    """Policy, reference, reward model and critic; policy and critic learn."""
+    parts = stages(tiny_shape)["policy"].parts
+    assert tiny_shape.adapter(4) == ADAPTER
+    assert parts["weights"] == parts["roll-out copy"] == 4 * P
+    assert parts["adapters"] == 4 * 4 * ADAPTER
+    assert parts["gradients"] == 4 * ADAPTER
+    assert parts["Adam's moments"] == 2 * 8 * ADAPTER
+
+
+@pytest.mark.parametrize(
+    ("settings", "adapters", "learners"),
+    [
+        (("policy.ppo.critic=head",), 3, 1),
+        (("policy.algorithm=rloo",), 3, 1),
+        (("policy.algorithm=rloo", "sft.enabled=false"), 2, 1),
+    ],
+)
+def test_roles_are_those_of_the_recipe(
+    tiny_shape: ModelShape, settings: tuple[str, ...], adapters: int, learners: int
+) -> None:
+    parts = stages(tiny_shape, *settings)["policy"].parts
+    assert parts["adapters"] == adapters * 4 * ADAPTER
+    assert parts["Adam's moments"] == learners * 8 * ADAPTER
+
+
+def test_full_fine_tuning_has_a_trunk_a_role_and_no_copy(tiny_shape: ModelShape) -> None:
+    found = stages(tiny_shape, "model.lora.enabled=false", "policy.learning_rate=1e-5")
+    assert found["policy"].parts["weights"] == 4 * 4 * P
+    assert "roll-out copy" not in found["policy"].parts
+    sft = found["sft"].parts
+    assert sft["weights"] == sft["gradients"] == sft["copies of trained weights"] == 4 * P
+    assert sft["Adam's moments"] == 8 * P
+
+
+def test_half_precision_halves_a_frozen_base(tiny_shape: ModelShape) -> None:
+    parts = stages(tiny_shape, "model.dtype=bf16")["policy"].parts
+    assert parts["weights"] == parts["roll-out copy"] == 2 * P
+    assert parts["adapters"] == 4 * 4 * ADAPTER
+
+
+def test_cache_of_evaluation_by_hand(tiny_shape: ModelShape) -> None:
+    """8 sequences of 12 + 6 tokens, two layers with keys and values of 32 numbers."""
+    settings = ("evaluate.batch_size=8", "data.max_completion_tokens=6")
+    parts = stages(tiny_shape, *settings)["evaluate"].parts
+    assert parts["key-value cache"] == 8 * (12 + 6) * 2 * 2 * 32 * 4
+
+
+def test_a_process_keeps_what_it_freed(tiny_shape: ModelShape) -> None:
+    """Sampling with a small batch takes less than training, but shows no less; weights mapped."""
+    own = machine(kind="cpu", name="cpu")
+    found = stages(tiny_shape, "evaluate.batch_size=1", on=own)
+    assert found["evaluate"].total == pytest.approx(found["policy"].total + 4 * P)
+    card = stages(tiny_shape, "evaluate.batch_size=1")
+    assert card["evaluate"].total < card["policy"].total
+
+
+def test_activations_grow_with_the_micro_batch(tiny_shape: ModelShape) -> None:
+    few, many = (
+        stages(tiny_shape, f"sft.micro_batch_tokens={n}", "sft.batch_size=64")["sft"]
+        for n in (64, 256)
+    )
+    assert many.parts["activations"] == pytest.approx(4 * few.parts["activations"], rel=0.1)
+
+
+def test_disk_by_hand(tiny_shape: ModelShape) -> None:
+    """Weights, best weights and two moments; merged weights in bf16 and the adapter in fp32."""
+    config = recipe("model.lora.rank=4", "model.dtype=bf16", "policy.ppo.critic=head")
+    found = Budget(config, tiny_shape, rows(), machine()).disk(["sft", "policy", "evaluate"])
+    assert found == {
+        "stages/sft/checkpoints": 16 * ADAPTER,
+        "models/sft": 2 * P + 4 * ADAPTER,
+        "stages/policy/checkpoints": 12 * ADAPTER,
+        "models/tuned": 2 * P + 4 * ADAPTER,
+    }
