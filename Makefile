@@ -4,7 +4,7 @@
 #   SEED=1 OUT=runs/demo-1   another seed, another run folder
 #   TORCH_INDEX=https://download.pytorch.org/whl/cpu   where torch comes from (smaller, CPU only)
 #   PYTHON=python3.12        another interpreter (3.11 to 3.13)
-#   ARGS="-k lora"           more words for pytest
+#   ARGS="-k lora"           more words for pytest; of `make peers`, for its script
 
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
@@ -27,11 +27,11 @@ LIGHT := numpy scipy msgspec typer rich jinja2 tomli-w filelock fsspec pyarrow r
 # thread repeats without fail.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help install demo test test-peers test-py lab parity check clean
+.PHONY: help install demo test test-peers test-py lab parity peers check clean
 
 help:
 	@sed -n 's/^# \{0,1\}//p;/^$$/q' Makefile
-	@echo "Targets: install demo test test-peers test-py lab parity check clean"
+	@echo "Targets: install demo test test-peers test-py lab parity peers check clean"
 
 install: $(STAMP)
 
@@ -65,6 +65,11 @@ lab: install
 # The same learning as TRL's trainers, five seeds each: docs/benchmarks.md.
 parity: install
 	PYTHON=$(BIN)/python TORCH_INDEX="$(TORCH_INDEX)" bash benchmarks/parity/run.sh
+
+# Seconds and memory of a step beside TRL's: docs/benchmarks.md. Hours, most of them TRL's PPO.
+peers: install
+	PYTHON=$(BIN)/python TORCH_INDEX="$(TORCH_INDEX)" bash benchmarks/trl_environments.sh
+	env -u OMP_NUM_THREADS $(BIN)/python benchmarks/peers/peers.py $(ARGS)
 
 # The torch-free tests on the other Pythons that are here.
 test-py:

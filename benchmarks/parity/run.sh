@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Trains the same tiny task with Amenable and with TRL, five seeds each, and prints a table of
-# reward at equal KL. TRL lives in environments of its own: 1.16 (GRPO, RLOO, DPO) in
-# .venv-peers-trl, which tests/peers/run.sh makes as well, and 1.12 (the last with PPO).
+# reward at equal KL. TRL lives in environments of its own (trl_environments.sh): 1.16 for GRPO, RLOO
+# and DPO, 1.12 for PPO.
 #
 #   OUT=runs/parity  where runs go; one that is there already is not made again
 #   SEEDS="0 1 2 3 4"  ALGORITHMS="ppo grpo rloo dpo"
@@ -14,29 +14,12 @@ mkdir -p "${OUT:=runs/parity}"
 OUT="$(cd "$OUT" && pwd)"
 SEEDS="${SEEDS:-0 1 2 3 4}"
 ALGORITHMS="${ALGORITHMS:-ppo grpo rloo dpo}"
-PYTHON="${PYTHON:-python3.11}"
-TORCH="torch==2.13.0"
-declare -A REQUIREMENTS=(
-  [trl]="trl==1.16.* transformers peft datasets jaxtyping msgspec pytest numpy scipy"
-  [trl112]="trl==1.12.0 transformers==5.23.0 peft datasets"
-)
-
-prepare() { # peer: makes .venv-peers-PEER unless it already holds these requirements
-  local venv=".venv-peers-$1" wanted="$TORCH ${REQUIREMENTS[$1]}"
-  [[ "$(cat "$venv/requirements" 2>/dev/null)" == "$wanted" ]] && return
-  "$PYTHON" -m venv "$venv"
-  "$venv/bin/pip" install --quiet ${TORCH_INDEX:+--index-url "$TORCH_INDEX"} "$TORCH"
-  # shellcheck disable=SC2086  # a list of requirements
-  "$venv/bin/pip" install --quiet "$TORCH" ${REQUIREMENTS[$1]}
-  echo "$wanted" > "$venv/requirements"
-}
 
 one_core() { # the command, on one core where that can be asked for
   if command -v taskset >/dev/null; then taskset -c "${CORE:-0}" "$@"; else "$@"; fi
 }
 
-prepare trl
-prepare trl112
+PYTHON="${PYTHON:-python3.11}" bash benchmarks/trl_environments.sh
 export OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
 export HF_DATASETS_OFFLINE=1 HF_DATASETS_DISABLE_PROGRESS_BARS=1 PYTHONWARNINGS=ignore
 export AMENABLE_HOME="${AMENABLE_HOME:-$OUT/cache}"
