@@ -99,19 +99,26 @@ def completion_logprobs(
     states = completion_states(model, batch).before
     targets = batch.targets[batch.mask]
     weight = frozen_projection(model)
-    if weight is not None and not (with_entropy and torch.is_grad_enabled()):
-        found, entropy = projected_logprobs(
-            states, weight, targets, temperature=temperature, with_entropy=with_entropy
-        )
-        spread = None if entropy is None else scatter(entropy, batch.mask)
-        return TokenLogprobs(scatter(found, batch.mask), spread)
+    learnt = with_entropy and torch.is_grad_enabled()  # the entropy is part of a loss
     pieces: list[Tensor] = []
     entropies: list[Tensor] = []
-    for part, wanted in zip(states.split(_CHUNK), targets.split(_CHUNK), strict=True):
-        logits = _logits(model, part)[None]
-        pieces.append(token_logprobs(logits, wanted[None], temperature)[0])
-        if with_entropy:
-            entropies.append(token_entropy(logits, temperature)[0])
+    if weight is not None:  # also then: the bits of log-probabilities must not depend on it
+        found, entropy = projected_logprobs(
+            states,
+            weight,
+            targets,
+            temperature=temperature,
+            with_entropy=with_entropy and not learnt,
+        )
+        pieces.append(found)
+        entropies += [] if entropy is None else [entropy]
+    if weight is None or learnt:
+        for part, wanted in zip(states.split(_CHUNK), targets.split(_CHUNK), strict=True):
+            logits = _logits(model, part)[None]
+            if weight is None:
+                pieces.append(token_logprobs(logits, wanted[None], temperature)[0])
+            if with_entropy:
+                entropies.append(token_entropy(logits, temperature)[0])
     logprobs = scatter(torch.cat(pieces), batch.mask)
     return TokenLogprobs(logprobs, scatter(torch.cat(entropies), batch.mask) if entropies else None)
 

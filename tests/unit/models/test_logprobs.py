@@ -135,6 +135,22 @@ def test_chunks_of_the_vocabulary_projection_change_nothing(
     torch.testing.assert_close(parts.entropy, whole.entropy)
 
 
+@pytest.mark.parametrize("frozen", [True, False])
+def test_an_entropy_that_is_learnt_leaves_the_bits_of_logprobs(frozen: bool) -> None:
+    """The ratio of the first step is exactly 1, also with an entropy bonus."""
+    model = build("Llama")
+    model.get_output_embeddings().weight.requires_grad_(not frozen)
+    batch = collate(GROUPS, PAD)
+    with torch.no_grad():
+        old = completion_logprobs(model, batch, temperature=0.7, with_entropy=True)
+    new = completion_logprobs(model, batch, temperature=0.7, with_entropy=True)
+    assert torch.equal(old.logprobs, new.logprobs)
+    assert old.entropy is not None
+    assert new.entropy is not None
+    assert new.entropy.requires_grad
+    torch.testing.assert_close(old.entropy, new.entropy)
+
+
 @pytest.mark.parametrize("family", ["Mistral", "Gemma3"])
 def test_groups_longer_than_the_attention_window_are_refused(family: str) -> None:
     model = build(family, **{**SIZES, "sliding_window": 6})
