@@ -210,7 +210,7 @@ class PolicyConfig:
     max_grad_norm: float = 1.0
     """Gradients are scaled down to this global norm, policy and critic apart."""
 
-    micro_batch_tokens: int = 2048
+    micro_batch_tokens: int = 1024
     """Tokens in one forward pass."""
 
     stop_at_kl: float = 0.0

@@ -34,7 +34,7 @@ class RewardConfig:
     weight_decay: float = 0.0
     """Decoupled weight decay of AdamW."""
 
-    micro_batch_tokens: int = 2048
+    micro_batch_tokens: int = 1024
     """Tokens in one forward pass; gradients are accumulated to `batch_size`."""
 
     evaluations: int = 3

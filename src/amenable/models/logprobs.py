@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from amenable.data.collate import GroupBatch
 from amenable.errors import ModelError
 from amenable.losses.likelihood import token_entropy, token_logprobs
-from amenable.models.projection import frozen_projection, projected_logprobs
+from amenable.models.projection import plain_projection, projected_logprobs
 
 _CHUNK = 1024
 
@@ -87,8 +87,7 @@ def completion_logprobs(
     """Log-probability of every completion token.
 
     The vocabulary projection runs on the predicting positions of real completion tokens only,
-    in chunks, so that rows × columns × vocabulary never exists; where it is frozen, its gradient
-    is formed on the way.
+    in chunks, so that rows × columns × vocabulary never exists.
 
     Args:
         model: causal language model.
@@ -97,30 +96,29 @@ def completion_logprobs(
         with_entropy: return the entropy of each next-token distribution as well.
     """
     states = completion_states(model, batch).before
-    targets = batch.targets[batch.mask]
-    weight = frozen_projection(model)
-    learnt = with_entropy and torch.is_grad_enabled()  # the entropy is part of a loss
-    pieces: list[Tensor] = []
-    entropies: list[Tensor] = []
-    if weight is not None:  # also then: the bits of log-probabilities must not depend on it
-        found, entropy = projected_logprobs(
-            states,
-            weight,
-            targets,
-            temperature=temperature,
-            with_entropy=with_entropy and not learnt,
+    targets, head = batch.targets[batch.mask], plain_projection(model)
+    if head is not None:
+        logprobs, entropy = projected_logprobs(
+            states, head, targets, temperature=temperature, with_entropy=with_entropy
         )
-        pieces.append(found)
-        entropies += [] if entropy is None else [entropy]
-    if weight is None or learnt:
-        for part, wanted in zip(states.split(_CHUNK), targets.split(_CHUNK), strict=True):
-            logits = _logits(model, part)[None]
-            if weight is None:
-                pieces.append(token_logprobs(logits, wanted[None], temperature)[0])
-            if with_entropy:
-                entropies.append(token_entropy(logits, temperature)[0])
-    logprobs = scatter(torch.cat(pieces), batch.mask)
-    return TokenLogprobs(logprobs, scatter(torch.cat(entropies), batch.mask) if entropies else None)
+    else:
+        logprobs, entropy = _bent_logprobs(model, states, targets, temperature, with_entropy)
+    return TokenLogprobs(
+        scatter(logprobs, batch.mask), None if entropy is None else scatter(entropy, batch.mask)
+    )
+
+
+def _bent_logprobs(
+    model: PreTrainedModel, states: Tensor, targets: Tensor, temperature: float, with_entropy: bool
+) -> tuple[Tensor, Tensor | None]:
+    """Through a head with a bias, or one whose logits are bent below a cap."""
+    pieces, entropies = [], []
+    for part, wanted in zip(states.split(_CHUNK), targets.split(_CHUNK), strict=True):
+        logits = _logits(model, part)[None]
+        pieces.append(token_logprobs(logits, wanted[None], temperature)[0])
+        if with_entropy:
+            entropies.append(token_entropy(logits, temperature)[0])
+    return torch.cat(pieces), torch.cat(entropies) if entropies else None
 
 
 class CompletionStates(NamedTuple):

@@ -13,6 +13,8 @@ import torch
 from peft.tuners.lora.layer import Linear as PeftLinear
 from torch import Tensor, nn
 
+from amenable.models.trained_layers import precision
+
 
 def fuse(model: nn.Module) -> None:
     """Let every adapted `nn.Linear` of the model compute in this way."""
@@ -33,7 +35,7 @@ class LoraLinear(PeftLinear):
         base, name = cast(nn.Linear, self.get_base_layer()), names[0]
         down, up = (cast(nn.Linear, part[name]).weight for part in (self.lora_A, self.lora_B))
         found = cast(Any, _Product).apply(
-            x, base.weight, base.bias, down, up, self.scaling[name], _precision(x, base.weight)
+            x, base.weight, base.bias, down, up, self.scaling[name], precision(x, base.weight)
         )
         return cast(Tensor, found)
 

@@ -1,49 +1,59 @@
-"""Log-probabilities from hidden states, through a frozen vocabulary projection, in one pass.
+"""Log-probabilities from hidden states, through the vocabulary projection, in one pass.
 
-The logits of a few rows exist at a time and are overwritten in place. Where the states are trained,
-each row's gradient is formed there and then, since it is known up to the factor that comes back:
+The logits of a few rows exist at a time and are overwritten in place; nothing as wide as the
+vocabulary is kept for the backward pass. With p = softmax(z), z = W h / temperature:
 
-    d log p_t / d h = (W[t] - sum_v p_v W[v]) / temperature
+    d log p_t / d z = onehot(t) - p           d entropy / d z_v = -p_v (z_v - sum_u p_u z_u)
 
-so that nothing as wide as the vocabulary is kept for the backward pass. Shapes: M positions, d
-hidden size, V vocabulary.
+Where the projection is frozen, each row's gradient by its state is formed there and then, since it
+is known up to the factor that comes back. Where it is trained, the backward pass makes the logits
+again. Shapes: M positions, d hidden size, V vocabulary.
 """
 
 from __future__ import annotations
 
-from typing import Any, cast
+from collections.abc import Iterator
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 from transformers import PreTrainedModel
 
+from amenable.models.trained_layers import (
+    TrainedLinear,
+    add_product,
+    adds_in_place,
+    gradient_of,
+    precision,
+)
+
 _ROWS = {"cpu": 256}
 _MOST_ROWS = 2048
 _LEAST = -1e4  # nats below the largest; its exponential is 0, and 0 times it is not NaN
 
 
-def frozen_projection(model: PreTrainedModel) -> Tensor | None:
-    """[V, d] where the logits are a plain product with weights that nothing trains; else None."""
-    head = model.get_output_embeddings()
+def plain_projection(model: PreTrainedModel) -> nn.Linear | None:
+    """The output head where the logits are a plain product with its weights; else None."""
+    head = cast(nn.Linear, model.get_output_embeddings())
     bent = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
-    plain = type(head) is nn.Linear and head.bias is None and not bent
-    return head.weight if plain and not head.weight.requires_grad else None
+    plain = type(head) in (nn.Linear, TrainedLinear) and head.bias is None and not bent
+    return head if plain else None
 
 
 def projected_logprobs(
     states: Tensor,
-    weight: Tensor,
+    head: nn.Linear,
     targets: Tensor,
     *,
     temperature: float = 1.0,
     with_entropy: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
-    """Log-probability of each target, and the entropy of each distribution, which has no gradient.
+    """Log-probability of each target, and the entropy of each distribution.
 
     Args:
         states: [M, d].
-        weight: [V, d], frozen.
+        head: weight [V, d], no bias.
         targets: [M] token ids.
         temperature: logits are divided by it.
         with_entropy: return the entropy as well.
@@ -51,50 +61,123 @@ def projected_logprobs(
     Returns:
         [M] nats, and [M] nats or None; float32, or float64 for float64 states.
     """
-    logprobs, entropy = cast(Any, _Projection).apply(
-        states, weight, targets, temperature, with_entropy
+    setting = _Setting(
+        temperature, with_entropy, precision(states, head.weight), adds_in_place(head)
     )
+    logprobs, entropy = cast(Any, _Projection).apply(states, head.weight, targets, setting)
     return logprobs, entropy if with_entropy else None
+
+
+class _Setting(NamedTuple):
+    temperature: float
+    with_entropy: bool
+    dtype: torch.dtype
+    in_place: bool
+
+
+class _Rows:
+    """Of a few rows: shifted logits (where they are wanted), exponentials and their sums."""
+
+    def __init__(self, states: Tensor, weight: Tensor, temperature: float, both: bool) -> None:
+        logits = linear(states, weight)
+        logits = logits if logits.dtype is torch.float64 else logits.float()
+        if temperature != 1:
+            logits.div_(temperature)
+        self.logits = logits.sub_(logits.amax(-1, keepdim=True))
+        self._both = both
+
+    def exponentiate(self) -> None:
+        """From here on `logits` are there only where both were wanted."""
+        self.mass = self.logits.clamp_(min=_LEAST).exp() if self._both else self.logits.exp_()
+        self.total = self.mass.sum(-1)
+        if self._both:
+            spread = torch.bmm(self.mass[:, None], self.logits[:, :, None])[:, 0, 0]
+            self.mean = spread / self.total  # of the shifted logits
+
+    def entropy(self) -> Tensor:
+        """[m] nats."""
+        return self.total.log() - self.mean
+
+    def lean(self) -> Tensor:
+        """[m, V] p (z - mean z), minus the gradient of the entropy; overwrites the logits."""
+        share = self.mass / self.total[:, None]
+        return self.logits.sub_(self.mean[:, None]).mul_(share)
 
 
 class _Projection(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any,
-        states: Tensor,
-        weight: Tensor,
-        targets: Tensor,
-        temperature: float,
-        with_entropy: bool,
+        ctx: Any, states: Tensor, weight: Tensor, targets: Tensor, setting: _Setting
     ) -> tuple[Tensor, Tensor]:
-        rows = _ROWS.get(states.device.type, _MOST_ROWS)
-        trained = ctx.needs_input_grad[0]
-        logprobs, entropies, gradients = [], [], []
-        for part, wanted in zip(states.split(rows), targets.split(rows), strict=True):
-            logits = linear(part, weight)
-            logits = logits if logits.dtype is torch.float64 else logits.float()
-            if temperature != 1:
-                logits.div_(temperature)
-            logits.sub_(logits.amax(-1, keepdim=True))
-            picked = logits.gather(-1, wanted[:, None])[:, 0]
-            mass = logits.clamp_(min=_LEAST).exp() if with_entropy else logits.exp_()
-            total = mass.sum(-1)
-            logprobs.append(picked - total.log())
-            if with_entropy:
-                spread = torch.bmm(mass[:, None], logits[:, :, None])[:, 0, 0]
-                entropies.append(total.log() - spread / total)
-            if trained:
-                expected = torch.mm(mass.to(weight.dtype), weight).to(mass.dtype) / total[:, None]
-                gradients.append((weight[wanted].to(mass.dtype) - expected) / temperature)
+        kept, made = states.to(setting.dtype), weight.to(setting.dtype)
+        by_state, by_weight = ctx.needs_input_grad[:2]
+        logprobs, entropies, gradients, leans = [], [], [], []
+        for part, wanted in _pieces(kept, targets):
+            rows = _Rows(part, made, setting.temperature, setting.with_entropy)
+            picked = rows.logits.gather(-1, wanted[:, None])[:, 0]
+            rows.exponentiate()
+            logprobs.append(picked - rows.total.log())
+            if setting.with_entropy:
+                entropies.append(rows.entropy())
+            if by_state and not by_weight:
+                expected = _product(rows.mass, made) / rows.total[:, None]
+                gradients.append((made[wanted].to(expected) - expected) / setting.temperature)
+                if setting.with_entropy:
+                    leans.append(_product(rows.lean(), made) / -setting.temperature)
         found = torch.cat(logprobs)
-        entropy = torch.cat(entropies) if with_entropy else found.new_empty(0)
-        ctx.mark_non_differentiable(entropy)
-        if trained:
-            ctx.save_for_backward(torch.cat(gradients))
-            ctx.dtype = states.dtype
+        entropy = torch.cat(entropies) if entropies else found.new_empty(0)
+        ctx.setting, ctx.dtype = setting, states.dtype
+        ctx.set_materialize_grads(False)
+        if by_weight:
+            ctx.save_for_backward(kept, weight, targets)
+        elif by_state:
+            ctx.save_for_backward(torch.cat(gradients), *([torch.cat(leans)] if leans else []))
         return found, entropy
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None, None]:
-        (gradient,) = cast(tuple[Tensor], ctx.saved_tensors)
-        return (gradient * grads[0][:, None]).to(ctx.dtype), None, None, None, None
+    def backward(
+        ctx: Any, *grads: Tensor | None
+    ) -> tuple[Tensor | None, Tensor | None, None, None]:
+        given = [grad for grad in grads if grad is not None and len(grad)]
+        if not given:
+            return None, None, None, None
+        by_logprob, by_entropy = (
+            torch.zeros_like(given[0]) if grad is None or not len(grad) else grad for grad in grads
+        )
+        if not ctx.needs_input_grad[1]:
+            parts = zip(ctx.saved_tensors, (by_logprob, by_entropy), strict=False)
+            total = sum(gradient * factor[:, None] for gradient, factor in parts)
+            return cast(Tensor, total).to(ctx.dtype), None, None, None
+        with torch.autocast(given[0].device.type, enabled=False):
+            return *_trained(ctx, by_logprob, by_entropy), None, None
+
+
+def _trained(ctx: Any, by_logprob: Tensor, by_entropy: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Gradients of states and weight, from logits made again."""
+    states, weight, targets = cast(tuple[Tensor, Tensor, Tensor], ctx.saved_tensors)
+    setting, made = ctx.setting, weight.to(states.dtype)
+    total = gradient_of(weight) if setting.in_place else torch.zeros_like(weight)
+    found, start = [], 0
+    for part, wanted in _pieces(states, targets):
+        own = slice(start, start + len(part))
+        start = own.stop
+        rows = _Rows(part, made, setting.temperature, setting.with_entropy)
+        rows.exponentiate()
+        by_logit = rows.lean().mul_(-by_entropy[own, None]) if setting.with_entropy else None
+        share = rows.mass.mul_((-by_logprob[own] / rows.total)[:, None])
+        by_logit = share if by_logit is None else by_logit.add_(share)
+        by_logit.scatter_add_(1, wanted[:, None], by_logprob[own, None])
+        narrow = by_logit.div_(setting.temperature).to(states.dtype)
+        found.append(narrow @ made)
+        add_product(total, narrow.T, part)
+    return torch.cat(found).to(ctx.dtype), None if setting.in_place else total
+
+
+def _pieces(states: Tensor, targets: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    rows = _ROWS.get(states.device.type, _MOST_ROWS)
+    return zip(states.split(rows), targets.split(rows), strict=True)
+
+
+def _product(wide: Tensor, weight: Tensor) -> Tensor:
+    """[m, d] in the precision of the [m, V]; the product runs in the weight's."""
+    return torch.mm(wide.to(weight.dtype), weight).to(wide.dtype)

@@ -141,10 +141,7 @@ class Budget:
 
     def _logits(self, predicted: int) -> float:
         """Bytes of the logits of so many positions, of which few exist at a time."""
-        if self.lora:
-            rows = _LOGIT_COPIES * min(predicted, _PROJECTED[self.machine.kind])
-        else:
-            rows = predicted + _CHUNK_COPIES * min(predicted, _CHUNK)
+        rows = _LOGIT_COPIES * min(predicted, _PROJECTED[self.machine.kind])
         return rows * self.shape.vocabulary * _FLOAT
 
     @cached_property

@@ -126,7 +126,7 @@ def test_two_updates_move_the_policy_and_leave_a_model(
     if ALGORITHMS[name].learns_from == "prompts":
         assert (
             f"policy: {name}: 2 updates of 6 prompts × 3 samples = 18 episodes; 2 passes × 2 "
-            "minibatches of 9 episodes = 4 steps an update; micro-batches of up to 2048 tokens"
+            "minibatches of 9 episodes = 4 steps an update; micro-batches of up to 1024 tokens"
         ) in said(ctx)
         rows = list(read_jsonl(ctx.log.samples_path))
         assert [row["step"] for row in rows] == [0] * 10 + [1] * 10, "ten completions an update"
