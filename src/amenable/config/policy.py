@@ -161,6 +161,10 @@ class PolicyConfig:
     top_k: int = 0
     """Must stay 0, for the same reason."""
 
+    merged_rollouts: bool = True
+    """With LoRA, sample from a second copy of the base into which the adapter is merged: faster.
+    `false` samples with base and adapter as they are, and saves the memory of the copy."""
+
     epochs: int = 2
     """Passes over each roll-out batch."""
 

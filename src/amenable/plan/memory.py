@@ -282,7 +282,8 @@ class Budget:
         reference = bool(self.rows["demonstrations.train"]) and self.recipe.sft.enabled
         others = own + self._critic
         trained = 1 + self._critic
-        roles = self._roles(1 + reference + others, 2 + others, copies=1)
+        copies = int(policy.merged_rollouts)
+        roles = self._roles(1 + reference + others, 2 + others, copies)
         held = {**roles, "Adam's moments": trained * self.trained * _MOMENTS}
         episodes = policy.prompts_per_update * policy.samples_per_prompt
         batch = self.largest("policy")
@@ -299,7 +300,8 @@ class Budget:
 
     def _off_policy(self) -> list[_Phase]:
         reference = bool(self.rows["demonstrations.train"]) and self.recipe.sft.enabled
-        roles, sampling = self._roles(1 + reference, 1), self._roles(1 + reference, 2, copies=1)
+        copies = int(self.recipe.policy.merged_rollouts)
+        roles, sampling = self._roles(1 + reference, 1), self._roles(1 + reference, 2, copies)
         return [
             _Phase("training", self._training(roles, "policy", 1)),
             self._checkpoint(roles, 2),

@@ -81,6 +81,7 @@ def _candidates(found: Forecast) -> Iterator[tuple[str, Any]]:
     for batch in found.micro_batches:
         if batch.chosen > batch.longest_row:
             yield batch.key, max(LEAST_TOKENS, batch.longest_row)
+    yield "policy.merged_rollouts", False
     yield "policy.ppo.critic", "head"
     yield "evaluate.batch_size", min(8, recipe.evaluate.batch_size)
     if found.machine.dtype(recipe.model.dtype).itemsize > 2:

@@ -24,6 +24,7 @@ from amenable.rollout.prefix_cache import PrefixCache, attending, serves
 from amenable.rollout.types import Request, Rollout, Sampling, uniform_noise
 
 if TYPE_CHECKING:
+    from amenable.data.render import Renderer
     from amenable.models.build import Foundation
     from amenable.models.roles import Role
 
@@ -41,6 +42,7 @@ class TransformersEngine:
         pad_id: fills shorter prompts on the left.
         dtype: compute precision; bfloat16 runs under autocast.
         batch_size: sequences decoded together.
+        role: whose adapter is switched on while it samples.
     """
 
     def __init__(
@@ -51,12 +53,14 @@ class TransformersEngine:
         pad_id: int,
         dtype: torch.dtype = torch.float32,
         batch_size: int = 128,
+        role: Role | None = None,
     ) -> None:
         self.model = model
         self.eos_ids = eos_ids
         self.pad_id = pad_id
         self.dtype = dtype
         self._batch_size = batch_size
+        self._role = role
         self._shares_prompts = serves(model)
 
     @torch.no_grad()
@@ -68,7 +72,7 @@ class TransformersEngine:
     ) -> list[Rollout]:
         """Roll-outs in the order of the requests."""
         rollouts: dict[int, Rollout] = {}
-        with self.precision():
+        with self.running():
             for batch in self._batches(requests):
                 for index, rollout in self._complete(batch, requests, sampling):
                     rollouts[index] = rollout
@@ -76,8 +80,10 @@ class TransformersEngine:
                     on_progress(sum(map(len, batch.values())))
         return [rollouts[index] for index in range(len(requests))]
 
-    def precision(self) -> torch.autocast:
-        """The context in which forward passes run."""
+    def running(self) -> AbstractContextManager[object]:
+        """The context in which forward passes run: precision, and the role's adapter."""
+        if self._role is not None:
+            return self._role.active()
         return torch.autocast(
             self.model.device.type, torch.bfloat16, enabled=self.dtype is torch.bfloat16
         )
@@ -249,21 +255,26 @@ def _filtered(logits: Tensor, sampling: Sampling) -> Tensor:
 
 
 class RolloutCopy:
-    """A second set of weights that rolls out what a role's adapter says, merged.
+    """What rolls out for a role: where it has an adapter, a second set of weights.
 
     Adapters cost a decode step two extra products a layer; merging them into the shared base
     would change the base. So the base is copied once, and before each roll-out the adapted
-    layers of the copy are overwritten with W + scale · B A. A role without an adapter rolls
-    out with its own model.
+    layers of the copy are overwritten with W + scale · B A. A role with weights of its own rolls
+    out with these.
+
+    Args:
+        role: who samples.
+        merged: False rolls out with the shared base and its adapter, which takes no second base.
     """
 
-    def __init__(self, role: Role) -> None:
+    def __init__(self, role: Role, *, merged: bool = True) -> None:
         from copy import deepcopy
 
         from peft import PeftModel
 
         self.role = role
-        if isinstance(role.model, PeftModel):
+        self._merged = merged and isinstance(role.model, PeftModel)
+        if self._merged:
             self.model = _without_adapters(deepcopy(role.plain))
             self._targets = dict(self.model.named_modules())
         else:
@@ -275,11 +286,22 @@ class RolloutCopy:
 
         from amenable.models.adapters import merged_weights
 
-        if isinstance(self.role.model, PeftModel) and self.role.adapter is not None:
+        role = self.role
+        if self._merged and isinstance(role.model, PeftModel) and role.adapter is not None:
             with torch.no_grad():
-                for name, weight in merged_weights(self.role.model, self.role.adapter):
+                for name, weight in merged_weights(role.model, role.adapter):
                     cast(Any, self._targets[name]).weight.copy_(weight)
         return self.model
+
+    def engine(self, renderer: Renderer) -> TransformersEngine:
+        """Samples with these weights."""
+        return TransformersEngine(
+            self.model,
+            eos_ids=renderer.eos_ids,
+            pad_id=renderer.pad_id,
+            dtype=self.role.dtype,
+            role=None if self._merged else self.role,
+        )
 
 
 def _without_adapters(model: PreTrainedModel) -> PreTrainedModel:

@@ -41,7 +41,7 @@ from amenable.train.pair_reference import (
 )
 from amenable.train.passes import EXACT
 from amenable.train.policy_roles import PolicyRoles
-from amenable.train.tuned_samples import engine_of, sample_tuned
+from amenable.train.tuned_samples import sample_tuned
 
 if TYPE_CHECKING:
     from amenable.artifacts import StageContext
@@ -106,12 +106,12 @@ def _run_gate(ctx: StageContext, foundation: Foundation, role: Role, start: Froz
     path = ctx.folder.data / "prompts.train.jsonl"
     if not path.is_file():
         return
-    copy = RolloutCopy(role)
+    copy = RolloutCopy(role, merged=ctx.recipe.policy.merged_rollouts)
     copy.sync()
     found = run_gate(
         ctx,
         PolicyRoles(foundation, role, start.role(), None, None, None),
-        engine_of(copy, foundation),
+        copy.engine(foundation.renderer),
         open_prompts(path),
         copy=copy,
     )

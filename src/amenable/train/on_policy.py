@@ -21,7 +21,7 @@ from amenable.data.row_file import open_prompts
 from amenable.errors import NumericsError, StageError
 from amenable.models.export import export_policy
 from amenable.rollout.headroom import report_headroom
-from amenable.rollout.transformers_engine import RolloutCopy, TransformersEngine
+from amenable.rollout.transformers_engine import RolloutCopy
 from amenable.rollout.types import Request, Sampling
 from amenable.train.experience import (
     Episode,
@@ -106,14 +106,10 @@ class _OnPolicyLoop:
         simulated = ctx.recipe.collect.annotator == "simulated"
         self._gold = SimulatedAnnotator(ctx.recipe.collect, ctx.recipe.seed) if simulated else None
         self._copy = RolloutCopy(
-            roles.reference if learner.sampler == "reference" else roles.policy
+            roles.reference if learner.sampler == "reference" else roles.policy,
+            merged=config.merged_rollouts,
         )
-        self._engine = TransformersEngine(
-            self._copy.model,
-            eos_ids=roles.foundation.renderer.eos_ids,
-            pad_id=roles.foundation.renderer.pad_id,
-            dtype=roles.foundation.dtype,
-        )
+        self._engine = self._copy.engine(roles.foundation.renderer)
         self._scorer = Scorer(ctx, roles)
         self._kl = KLController(config)
         self._path = ctx.out / "checkpoints" / "last"

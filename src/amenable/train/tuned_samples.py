@@ -14,7 +14,7 @@ from amenable.data.row_file import open_prompts
 from amenable.data.schemas import Prompt
 from amenable.losses.likelihood import sequence_logprobs
 from amenable.models.build import Foundation
-from amenable.rollout.transformers_engine import RolloutCopy, TransformersEngine
+from amenable.rollout.transformers_engine import RolloutCopy
 from amenable.rollout.types import Request, Rollout, Sampling
 from amenable.train.pair_reference import FrozenStart
 
@@ -48,21 +48,13 @@ def sample_tuned(
     return {"kl_last": float(kl.mean()), "completion_tokens_mean": sum(tokens) / len(tokens)}
 
 
-def engine_of(copy: RolloutCopy, foundation: Foundation) -> TransformersEngine:
-    """Samples with the weights of a copy."""
-    renderer = foundation.renderer
-    return TransformersEngine(
-        copy.model, eos_ids=renderer.eos_ids, pad_id=renderer.pad_id, dtype=foundation.dtype
-    )
-
-
 def _rollouts(
     ctx: StageContext, foundation: Foundation, role: Role, prompts: Sequence[Prompt]
 ) -> list[Rollout]:
     renderer = foundation.renderer
-    copy = RolloutCopy(role)
+    copy = RolloutCopy(role, merged=ctx.recipe.policy.merged_rollouts)
     copy.sync()
-    engine = engine_of(copy, foundation)
+    engine = copy.engine(renderer)
     requests = [
         Request(tuple(renderer.prompt_ids(prompt)), (ctx.recipe.seed, "tuned", prompt.id))
         for prompt in prompts

@@ -317,6 +317,33 @@ def test_copy_says_what_the_role_says_and_leaves_it_alone(
     assert not any("lora" in name for name, _ in copy.model.named_modules())
 
 
+def test_without_a_copy_the_adapter_samples_on_the_shared_base(make_context: MakeContext) -> None:
+    """The same tokens as merged weights, whatever adapter was switched on before."""
+    foundation = Foundation.open(make_context("policy", lora__enabled=True).recipe)
+    policy, other = foundation.role("policy"), foundation.role("other")
+    generator = torch.Generator().manual_seed(0)
+    for role in (policy, other):
+        with torch.no_grad():
+            for parameter in role.trainable_parameters():
+                parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.05)
+    requests = [Request((5, 9, 300), ("seed", n)) for n in range(4)]
+    found = []
+    for merged in (True, False):
+        copy = RolloutCopy(policy, merged=merged)
+        assert (copy.model is policy.plain) == (not merged)
+        copy.sync()
+        with other.active():
+            pass
+        found.append(
+            copy.engine(foundation.renderer).generate(requests, Sampling(max_new_tokens=8))
+        )
+    assert found[0] == found[1]
+    bare = RolloutCopy(foundation.role("reference", train=False), merged=False)
+    assert (
+        bare.engine(foundation.renderer).generate(requests, Sampling(max_new_tokens=8)) != found[0]
+    )
+
+
 def test_engine_for_uses_the_runs_ends_and_pad(make_context: MakeContext, tiny: Path) -> None:
     foundation = Foundation.open(make_context("evaluate").recipe)
     found = engine_for(tiny, foundation, batch_size=7)

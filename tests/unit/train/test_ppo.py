@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from amenable.artifacts import StageContext, read_json, read_jsonl
 from amenable.errors import NumericsError, RecipeError
 from amenable.models.build import Foundation
+from amenable.plan.hardware import resident_bytes
 from amenable.train import ppo
 from amenable.train.passes import check_ratio
 from amenable.train.policy_roles import open_roles
@@ -350,3 +351,38 @@ def test_a_critic_that_warms_up_leaves_the_policy_alone(policy_context: PolicyCo
     assert [row["kl_loss"] == 0.0 for row in rows] == [True, True, True], "measured before learning"
     assert ["policy_loss" in row for row in rows] == [False, False, True]
     assert all(row["critic_grad_norm"] > 0 for row in rows)
+
+
+@pytest.mark.skipif(not resident_bytes(), reason="the system does not tell a process's memory")
+@pytest.mark.parametrize("lora", [True, False])
+def test_memory_does_not_grow_with_the_updates(
+    policy_context: PolicyContext, monkeypatch: pytest.MonkeyPatch, lora: bool
+) -> None:
+    """200 updates: after the first 50 the process stays as large as it is.
+
+    What is kept of an update, its metrics, is some kilobytes. Were its micro-batches kept, with
+    their log-probabilities and hidden states, 150 updates would be 40 MB.
+    """
+    ctx = policy_context(
+        reward_model=True,
+        lora__enabled=lora,
+        policy__updates=200,
+        policy__checkpoint_every=100,
+        policy__gate=False,
+        policy__epochs=1,
+        policy__minibatches=1,
+        policy__prompts_per_update=8,
+        policy__samples_per_prompt=8,
+        policy__learning_rate=1e-5,
+    )
+    sizes: list[int] = []
+    write = ctx.log.write
+
+    def watched(step: int, **figures: float) -> None:
+        write(step, **figures)
+        sizes.append(resident_bytes())
+
+    monkeypatch.setattr(ctx.log, "write", watched)
+    ppo.run(ctx)
+    assert len(sizes) == 200
+    assert max(sizes[150:]) - min(sizes[50:60]) < 12e6

@@ -221,7 +221,7 @@ def _decoded(
     for group in groups:
         start = sum(map(len, batch.values()))
         batch[tuple(group.prompt_ids)] = list(range(start, start + len(group.completions)))
-    with engine.precision():
+    with engine.running():
         decoding = engine.prefill(batch, tokens.shape[1])
         for step in range(tokens.shape[1]):
             yield decoding.logits.cpu()

@@ -282,7 +282,8 @@ class _Gate:
             plain = [picked(Plain(role, pad).logits(own, "left"), own, temperature)]
         ruler = self._ruler
         if not ruler.exact:  # weights merged in bf16 are rounded: plain transformers shows by what
-            copied = Plain(Role(self._engine.model, dtype=self._engine.dtype), pad)
+            own_model = self._engine.model is role.plain
+            copied = Plain(role if own_model else Role(self._engine.model, dtype=role.dtype), pad)
             left = picked(copied.logits(own, "left"), own, temperature)
             ruler = ruler.widened(*(ruler.distance(left, other) for other in plain))
             self.more["noise"]["roll-out"] = ruler.noise

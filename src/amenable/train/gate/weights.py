@@ -16,11 +16,13 @@ from amenable.models.roles import Role
 def merged_faults(role: Role, copy: PreTrainedModel) -> list[str]:
     """Modules of the copy that are not W + (alpha / rank) · B A, but for rounding to their dtype.
 
-    A role without an adapter on a shared base has W alone; a role that owns its model rolls out
-    with that very model.
+    A role without an adapter on a shared base has W alone; a role that owns its model, or whose
+    recipe wants no copy, rolls out with that very model.
     """
     if not isinstance(role.model, PeftModel):
         return [] if role.model is copy else ["the whole model"]
+    if copy is role.plain:  # nothing is merged
+        return []
     copied = dict(copy.named_modules())
     faults = []
     for name, module in role.plain.named_modules():
