@@ -32,9 +32,9 @@ from amenable.artifacts import MetricsLog, RunFolder, StageContext, write_jsonl
 from amenable.config.load import load_recipe
 from amenable.models import build
 from amenable.models.adapters import add_adapter
-from amenable.models.allocator import keep_freed_memory
 from amenable.models.export import ADAPTER_FOLDER, HEAD_FILE, save_adapter
 from amenable.models.load import load_tokenizer
+from amenable.pipeline.process import keep_freed_memory
 from amenable.plan.forecast import plan
 from amenable.plan.hardware import hardware
 from amenable.progress import Deadline, Progress
@@ -130,7 +130,6 @@ def write_folder(folder: Path, config: LlamaConfig) -> None:
 
 def random_weights(config: LlamaConfig) -> PreTrainedModel:
     """A model whose matrices repeat one normal draw of a million, standard deviation 0.02."""
-    keep_freed_memory()
     with torch.device("meta"):
         model: Any = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
     rotary = model.model.rotary_emb
@@ -235,4 +234,5 @@ def measure(root: Path, options: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
+    keep_freed_memory()  # as `amenable run` does
     main()

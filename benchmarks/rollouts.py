@@ -26,6 +26,7 @@ import torch
 from amenable.data.docstrings import harvest
 from amenable.models.load import load_causal_lm, load_tokenizer
 from amenable.models.pull import resolve_base
+from amenable.pipeline.process import keep_freed_memory
 from amenable.rollout.transformers_engine import TransformersEngine
 from amenable.rollout.types import Request, Sampling
 
@@ -128,4 +129,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    keep_freed_memory()  # as `amenable run` does
     main()

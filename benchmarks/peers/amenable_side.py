@@ -26,6 +26,7 @@ import work
 from amenable import __version__
 from amenable.artifacts import MetricsLog, RunFolder, StageContext
 from amenable.config.load import load_recipe
+from amenable.pipeline.process import keep_freed_memory
 from amenable.progress import Deadline, Progress, Tracker
 from amenable.train import reward, sft
 from amenable.train.registry import run_policy
@@ -169,4 +170,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    keep_freed_memory()  # as `amenable run` does
     main()

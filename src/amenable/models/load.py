@@ -20,7 +20,6 @@ from transformers import (
 )
 
 from amenable.errors import ModelError
-from amenable.models.allocator import keep_freed_memory
 from amenable.models.check import check_base, check_config
 from amenable.models.quiet import without_bars
 
@@ -242,7 +241,6 @@ def _read_weights(
     dtype: torch.dtype,
     auto: Any = AutoModelForCausalLM,  # Any: annotations leave out output_loading_info's pair
 ) -> tuple[PreTrainedModel, dict[str, Any]]:
-    keep_freed_memory()
     try:
         with without_bars():
             model, report = auto.from_pretrained(
