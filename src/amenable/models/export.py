@@ -163,7 +163,8 @@ def load_reward_head(folder: Path) -> tuple[ScalarHead, float]:
 def merged_state(model: PreTrainedModel | PeftModel, adapter: str | None) -> State:
     """The plain model's state dict with one adapter merged; everything else is shared, not copied.
 
-    Keys are those of the model before peft wrapped it; tied weights stay tied.
+    Merged weights are on the CPU. Keys are those of the model before peft wrapped it; tied weights
+    stay tied.
 
     Raises:
         ModelError: the model has no such adapter.
@@ -177,7 +178,7 @@ def merged_state(model: PreTrainedModel | PeftModel, adapter: str | None) -> Sta
     if adapter is not None:
         with torch.no_grad():
             for name, weight in merged_weights(cast(PeftModel, model), adapter):
-                state[f"{name}.weight"] = weight.detach()
+                state[f"{name}.weight"] = weight.detach().cpu()  # a card holds one at a time
     return state
 
 

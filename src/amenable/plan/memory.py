@@ -248,8 +248,9 @@ class Budget:
         return _Phase("checkpoint", {**roles, **parts})
 
     def _exporting(self, roles: Parts) -> _Phase:
-        """Merged layers; the file is written from them and from the base."""
-        merged = self.shape.linear * self.dtype.itemsize if self.lora else 0
+        """Merged layers, in main memory; the file is written from them and from the base."""
+        held = self.lora and self.machine.kind == "cpu"
+        merged = self.shape.linear * self.dtype.itemsize if held else 0
         return _Phase("export", {**roles, "merged weights": merged})
 
     def _decoding(self, sequences: int, samples: int) -> Parts:
