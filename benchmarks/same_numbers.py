@@ -84,7 +84,7 @@ def gradient(role: Role) -> Tensor:
     parts = [p.grad for p in role.trainable_parameters()]
     for parameter in role.trainable_parameters():
         parameter.grad = None
-    return torch.cat([part.double().flatten() for part in parts if part is not None])
+    return torch.cat([part.flatten() for part in parts if part is not None])
 
 
 def make(base: str, mode: str, way: str) -> Role:
