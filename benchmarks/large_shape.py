@@ -202,6 +202,7 @@ def measure(root: Path, options: argparse.Namespace) -> None:
     recipe = load_recipe(None, [f"{key}={json.dumps(value)}" for key, value in settings.items()])
     write_prompts(prompts, load_tokenizer(base), EPISODES * options.updates)
     write_reward(run.models / "reward", config, recipe)
+    # the stage reads its base from a folder; 13 GB of random numbers need not be written first
     build.load_causal_lm = lambda *_, **__: random_weights(config)  # type: ignore[assignment]
     clock = Clock(run.stage("policy"), options.updates)
     ctx = StageContext(

@@ -6,7 +6,7 @@ Rows of docstrings with their authors' lines, several completions a prompt. `exa
 transformers in float32, one row a completion, whole logits. Errors are the root mean square of the
 completions' log-probabilities, and the norm of the whole gradient's difference over that of the
 exact gradient, of the mean log-probability. `fast` is the path that every stage takes: prompts
-encoded once, projection in pieces, fused layers. With adapters the frozen base is bfloat16 on both
+encoded once, projection in pieces, fused adapters. With adapters the frozen base is bfloat16 on both
 sides, and `exact` is float32 on those rounded weights.
 """
 
@@ -28,7 +28,6 @@ from amenable.models.adapters import adapter_parameters, add_adapter
 from amenable.models.load import load_causal_lm, load_tokenizer
 from amenable.models.pull import resolve_base
 from amenable.models.roles import Role
-from amenable.models.trained_layers import fuse_trained
 
 PROMPTS, SAMPLES, TOKENS = 6, 3, 1024
 Measured = tuple[Tensor, Tensor]
@@ -89,13 +88,10 @@ def gradient(role: Role) -> Tensor:
 
 def make(base: str, mode: str, way: str) -> Role:
     """A role in float32 or bfloat16, fused or plain."""
-    exact = way == "exact" or way == "fast32"
+    exact = way in ("exact", "fast32")
     dtype = torch.float32 if exact else torch.bfloat16
     if mode == "full":
-        model = load_causal_lm(base, torch.float32)
-        if way.startswith("fast"):
-            fuse_trained(model)
-        return Role(model, dtype=dtype)
+        return Role(load_causal_lm(base, torch.float32), dtype=dtype)
     model = load_causal_lm(base, torch.bfloat16)
     if exact:
         nn.Module.float(model)

@@ -22,7 +22,6 @@ from amenable.models.load import (
 )
 from amenable.models.pull import resolve_base
 from amenable.models.roles import Role
-from amenable.models.trained_layers import fuse_trained
 
 if TYPE_CHECKING:
     from amenable.config.recipe import Recipe
@@ -90,8 +89,6 @@ class Foundation:
                 model = load_reward_trunk(start, torch.float32, device=self.device)
             else:
                 model = load_causal_lm(start or self.source, torch.float32, device=self.device)
-            if train:
-                fuse_trained(model)
             return Role(model, head=head, dtype=self.dtype)
         if self._shared is None:
             self._shared = load_causal_lm(self.source, self.dtype, device=self.device)

@@ -13,7 +13,7 @@ import torch
 from peft.tuners.lora.layer import Linear as PeftLinear
 from torch import Tensor, nn
 
-from amenable.models.trained_layers import precision
+from amenable.models.projection import precision
 
 
 def fuse(model: nn.Module) -> None:

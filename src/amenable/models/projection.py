@@ -20,14 +20,6 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 from transformers import PreTrainedModel
 
-from amenable.models.trained_layers import (
-    TrainedLinear,
-    add_product,
-    adds_in_place,
-    gradient_of,
-    precision,
-)
-
 _ROWS = {"cpu": 256}
 _MOST_ROWS = 2048
 _LEAST = -1e4  # nats below the largest; its exponential is 0, and 0 times it is not NaN
@@ -37,8 +29,15 @@ def plain_projection(model: PreTrainedModel) -> nn.Linear | None:
     """The output head where the logits are a plain product with its weights; else None."""
     head = cast(nn.Linear, model.get_output_embeddings())
     bent = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
-    plain = type(head) in (nn.Linear, TrainedLinear) and head.bias is None and not bent
+    plain = type(head) is nn.Linear and head.bias is None and not bent
     return head if plain else None
+
+
+def precision(x: Tensor, weight: Tensor) -> torch.dtype:
+    """What a product runs in: autocast's precision where it is on, else the weight's."""
+    if torch.is_autocast_enabled(x.device.type):
+        return torch.get_autocast_dtype(x.device.type)
+    return weight.dtype
 
 
 def projected_logprobs(
@@ -61,9 +60,7 @@ def projected_logprobs(
     Returns:
         [M] nats, and [M] nats or None; float32, or float64 for float64 states.
     """
-    setting = _Setting(
-        temperature, with_entropy, precision(states, head.weight), adds_in_place(head)
-    )
+    setting = _Setting(temperature, with_entropy, precision(states, head.weight))
     logprobs, entropy = cast(Any, _Projection).apply(states, head.weight, targets, setting)
     return logprobs, entropy if with_entropy else None
 
@@ -72,25 +69,26 @@ class _Setting(NamedTuple):
     temperature: float
     with_entropy: bool
     dtype: torch.dtype
-    in_place: bool
 
 
 class _Rows:
-    """Of a few rows: shifted logits (where they are wanted), exponentials and their sums."""
+    """The softmax of a few rows, unnormalised: logits less their largest, exponentials, sums."""
 
-    def __init__(self, states: Tensor, weight: Tensor, temperature: float, both: bool) -> None:
+    def __init__(self, states: Tensor, weight: Tensor, temperature: float, entropy: bool) -> None:
         logits = linear(states, weight)
         logits = logits if logits.dtype is torch.float64 else logits.float()
         if temperature != 1:
             logits.div_(temperature)
         self.logits = logits.sub_(logits.amax(-1, keepdim=True))
-        self._both = both
+        self._with_entropy = entropy
 
     def exponentiate(self) -> None:
-        """From here on `logits` are there only where both were wanted."""
-        self.mass = self.logits.clamp_(min=_LEAST).exp() if self._both else self.logits.exp_()
+        """From here on `logits` are there only where the entropy is wanted."""
+        self.mass = (
+            self.logits.clamp_(min=_LEAST).exp() if self._with_entropy else self.logits.exp_()
+        )
         self.total = self.mass.sum(-1)
-        if self._both:
+        if self._with_entropy:
             spread = torch.bmm(self.mass[:, None], self.logits[:, :, None])[:, 0, 0]
             self.mean = spread / self.total  # of the shifted logits
 
@@ -152,11 +150,11 @@ class _Projection(torch.autograd.Function):
             return *_trained(ctx, by_logprob, by_entropy), None, None
 
 
-def _trained(ctx: Any, by_logprob: Tensor, by_entropy: Tensor) -> tuple[Tensor, Tensor | None]:
+def _trained(ctx: Any, by_logprob: Tensor, by_entropy: Tensor) -> tuple[Tensor, Tensor]:
     """Gradients of states and weight, from logits made again."""
     states, weight, targets = cast(tuple[Tensor, Tensor, Tensor], ctx.saved_tensors)
     setting, made = ctx.setting, weight.to(states.dtype)
-    total = gradient_of(weight) if setting.in_place else torch.zeros_like(weight)
+    total = torch.zeros_like(weight)
     found, start = [], 0
     for part, wanted in _pieces(states, targets):
         own = slice(start, start + len(part))
@@ -169,8 +167,11 @@ def _trained(ctx: Any, by_logprob: Tensor, by_entropy: Tensor) -> tuple[Tensor, 
         by_logit.scatter_add_(1, wanted[:, None], by_logprob[own, None])
         narrow = by_logit.div_(setting.temperature).to(states.dtype)
         found.append(narrow @ made)
-        add_product(total, narrow.T, part)
-    return torch.cat(found).to(ctx.dtype), None if setting.in_place else total
+        if narrow.dtype is total.dtype:
+            total.addmm_(narrow.T, part)
+        else:
+            total.add_(narrow.T @ part)
+    return torch.cat(found).to(ctx.dtype), total
 
 
 def _pieces(states: Tensor, targets: Tensor) -> Iterator[tuple[Tensor, Tensor]]:

@@ -28,7 +28,6 @@ from amenable.models.adapters import add_adapter
 from amenable.models.build import best_device
 from amenable.models.load import resolve_dtype, set_dropout_to_zero
 from amenable.models.roles import Role
-from amenable.models.trained_layers import fuse_trained
 from amenable.plan.hardware import hardware
 from amenable.plan.rates import DISK, Line, Rates, calibration_path, identity
 from amenable.plan.rows import Lengths
@@ -105,7 +104,6 @@ def _role(recipe: Recipe, shape: ModelShape, dtype: torch.dtype, device: torch.d
         )
     model = model.to(device).eval()
     if not lora.enabled:
-        fuse_trained(model)
         return Role(model, dtype=dtype)
     model.requires_grad_(False)
     return Role(add_adapter(model, "policy", lora, seed=0), "policy", dtype=dtype)

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-from copy import deepcopy
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,7 +11,6 @@ from transformers import AutoModelForCausalLM, Gemma2Config, Gemma2ForCausalLM
 from amenable.losses.likelihood import token_entropy, token_logprobs
 from amenable.models import projection
 from amenable.models.projection import plain_projection, projected_logprobs
-from amenable.models.trained_layers import fuse_trained
 
 
 def head_of(weight: Tensor, trained: bool = False) -> nn.Linear:
@@ -66,21 +64,6 @@ def test_the_gradient_is_that_of_finite_differences(
     assert torch.autograd.gradcheck(function, (states.requires_grad_(), head.weight))
 
 
-@pytest.mark.parametrize("with_entropy", [False, True])
-def test_a_fused_head_adds_the_same_gradient_in_place(with_entropy: bool) -> None:
-    states, head, targets = inputs(trained=True)
-    fused = deepcopy(head)
-    fuse_trained(fused)
-    for one in (head, fused):
-        for _ in range(2):  # a second micro-batch adds to the first
-            found, entropy = projected_logprobs(states, one, targets, with_entropy=with_entropy)
-            loss = found.sum() if entropy is None else (found * 0.5 + entropy).sum()
-            loss.backward()
-    assert head.weight.grad is not None
-    assert fused.weight.grad is not None
-    torch.testing.assert_close(fused.weight.grad, head.weight.grad, rtol=0, atol=1e-12)
-
-
 def test_with_and_without_gradient_or_entropy_the_bits_are_the_same() -> None:
     """The ratio of the first step is exactly 1."""
     states, head, targets = inputs(torch.float32)
@@ -113,8 +96,6 @@ def test_in_bf16_the_error_is_that_of_the_plain_path(trained: bool) -> None:
 
     def results(way: str) -> list[Tensor]:
         x, head = states.clone().requires_grad_(), head_of(weight.clone(), trained)
-        if way == "fused":
-            fuse_trained(head)
         with torch.autocast("cpu", torch.bfloat16, enabled=way != "exact"):
             if way == "fused":
                 found = projected_logprobs(x, head, targets)[0]
@@ -132,8 +113,6 @@ def test_in_bf16_the_error_is_that_of_the_plain_path(trained: bool) -> None:
 
 def test_only_plain_projections_are_taken(tiny: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(tiny)
-    assert plain_projection(model) is model.get_output_embeddings()
-    fuse_trained(model)
     assert plain_projection(model) is model.get_output_embeddings()
     sizes: dict[str, Any] = {
         "vocab_size": 32,

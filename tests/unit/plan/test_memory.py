@@ -52,6 +52,14 @@ def test_full_fine_tuning_has_a_trunk_a_role_and_no_copy(tiny_shape: ModelShape)
     assert sft["Adam's moments"] == 8 * P
 
 
+def test_without_merged_rollouts_there_is_no_copy(tiny_shape: ModelShape) -> None:
+    with_copy = stages(tiny_shape)["policy"]
+    without = stages(tiny_shape, "policy.merged_rollouts=false")["policy"]
+    assert "roll-out copy" in with_copy.parts
+    assert "roll-out copy" not in without.parts
+    assert without.parts["weights"] == with_copy.parts["weights"]
+
+
 def test_half_precision_halves_a_frozen_base(tiny_shape: ModelShape) -> None:
     parts = stages(tiny_shape, "model.dtype=bf16")["policy"].parts
     assert parts["weights"] == parts["roll-out copy"] == 2 * P

@@ -64,6 +64,37 @@ def test_the_first_update_starts_at_ratio_one_and_kl_zero(
     assert metrics(ctx)[1]["kl_loss"] != 0.0
 
 
+@pytest.mark.parametrize(
+    "dtype",
+    [
+        "fp32",
+        pytest.param(
+            "bf16",
+            marks=pytest.mark.xfail(
+                strict=True,
+                raises=NumericsError,
+                reason="the gate's bf16 ruler is narrower than the rounding of unmerged adapters",
+            ),
+        ),
+    ],
+)
+def test_without_merged_rollouts_the_gate_holds_and_the_run_ends(
+    policy_context: PolicyContext, dtype: str
+) -> None:
+    ctx = policy_context(
+        reward_model=True,
+        sft_model=True,
+        model__dtype=dtype,
+        policy__merged_rollouts=False,
+        policy__epochs=1,
+        policy__minibatches=1,
+        policy__updates=2,
+    )
+    ppo.run(ctx)
+    assert all(check["holds"] for check in read_json(ctx.out / "gate.json")["checks"].values())
+    assert [row["ratio_max"] for row in metrics(ctx)] == [1.0, 1.0]
+
+
 def test_full_fine_tuning_learns_a_tiny_task(policy_context: PolicyContext, lively: Path) -> None:
     """From a share of vowels of 0.15 to more than 0.3 (random text of this vocabulary has 0.25)."""
     ctx = policy_context(
