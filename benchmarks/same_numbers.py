@@ -6,8 +6,8 @@ Rows of docstrings with their authors' lines, several completions a prompt. `exa
 transformers in float32, one row a completion, whole logits. Errors are the root mean square of the
 completions' log-probabilities, and the norm of the whole gradient's difference over that of the
 exact gradient, of the mean log-probability. `fast` is the path that every stage takes: prompts
-encoded once, projection in pieces, fused adapters. With adapters the frozen base is bfloat16 on both
-sides, and `exact` is float32 on those rounded weights.
+encoded once, projection in pieces, fused adapters. With adapters the frozen base is bfloat16 on
+both sides, and `exact` is float32 on those rounded weights.
 """
 
 from __future__ import annotations
