@@ -1,7 +1,7 @@
 """A key-value cache for decoding in which the samples of a prompt share the prompt's keys.
 
-The prompt's keys and values are held once, in the rows that the prefill made; every sample has room
-of its own for the tokens behind it, written in place. A step's attention is the softmax over both
+The prompt's keys and values are held once, beside prompts of like length; every sample has room of
+its own for the tokens behind it, written in place. A step's attention is the softmax over both
 parts together, so that nothing is approximated, repeated or copied. Keys are kept in float32: in
 bfloat16 the scores themselves would be rounded, which fused attention does not do.
 
@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
@@ -23,6 +24,7 @@ from transformers import AttentionInterface, DynamicCache, PreTrainedModel
 from transformers.cache_utils import Cache
 
 _IMPLEMENTATION = "amenable_prefix"
+_ALIKE = 0.75  # of the longest prompt of a group
 _active: ContextVar[PrefixCache] = ContextVar("active prefix cache")
 
 
@@ -41,64 +43,38 @@ class PrefixCache(Cache):
 
     Args:
         prefilled: of each pass the cache, [p, H, t, D] a layer, padded on the left, and its mask,
-            [p, t] 1 at real tokens.
-        places: [P] number of each prompt, in the order of the passes.
-        prompts: [B] the prompt of each sequence.
+            [p, t] 1 at real tokens; longest prompts first.
+        prompts: [B] the prompt of each sequence, ascending.
         room: C, most tokens that a sequence will add.
     """
 
     def __init__(
-        self,
-        prefilled: Sequence[tuple[DynamicCache, Tensor]],
-        places: Tensor,
-        prompts: Tensor,
-        room: int,
+        self, prefilled: Sequence[tuple[DynamicCache, Tensor]], prompts: Tensor, room: int
     ) -> None:
         super().__init__(layers=[])
-        width, back = max(mask.shape[1] for _, mask in prefilled), places.argsort()
-        in_order = torch.equal(places, torch.arange(len(places), device=places.device))
-
-        def together(parts: Iterable[Tensor]) -> Tensor:
-            """Rows of all passes, widened on the left of their last dimension but one."""
-            wide = [pad(x, (0, 0, width - x.shape[-2], 0)) for x in parts]
-            joined = wide[0] if len(wide) == 1 else torch.cat(wide)
-            return joined if in_order else joined[back]
-
-        layers = list(zip(*(cast(Any, cache).layers for cache, _ in prefilled), strict=True))
-        self._keys = [together(part.keys.float() for part in layer) for layer in layers]
-        self._values = [together(part.values for part in layer) for layer in layers]
-        mask = together(mask[:, :, None] for _, mask in prefilled)[:, :, 0]
+        self._groups: list[_Group] = []
+        start = 0
+        for alike in _of_like_width(prefilled):
+            end = start + sum(len(mask) for _, mask in alike)
+            mine = prompts[(prompts >= start) & (prompts < end)] - start
+            self._groups.append(_joined(alike, mine))
+            start = end
         self._room, self._length, self._layer = room, 0, -1
         self._own_keys: list[Tensor] = []
         self._own_values: list[Tensor] = []
-        hidden = torch.zeros(mask.shape, dtype=torch.float32, device=mask.device)
-        self._hidden = hidden.masked_fill_(mask == 0, -torch.inf)[:, None, None]
-        self._padded = bool((mask == 0).any())
-        self._prompts = prompts
-        self._place()
-
-    def _place(self) -> None:
-        """Number the samples of each prompt, so that their queries stand side by side."""
-        counts = torch.bincount(self._prompts, minlength=len(self._hidden))
-        self._most = int(counts.max())
-        first = counts.cumsum(0) - counts
-        order = self._prompts.argsort(stable=True)
-        number = torch.empty_like(order)
-        number[order] = torch.arange(len(order), device=order.device)
-        self._slots = self._prompts * self._most + number - first[self._prompts]
-        every = torch.arange(len(self._hidden) * self._most, device=order.device)
-        self._whole = torch.equal(self._slots, every)
 
     def batch_select_indices(self, indices: Tensor) -> None:
-        """Keep these sequences, and the prompts that they have."""
+        """Keep these sequences (ascending), and the prompts that they have."""
         self._own_keys = [keys[indices] for keys in self._own_keys]
         self._own_values = [values[indices] for values in self._own_values]
-        kept, self._prompts = self._prompts[indices].unique(return_inverse=True)
-        if len(kept) < len(self._hidden):
-            self._keys = [keys[kept] for keys in self._keys]
-            self._values = [values[kept] for values in self._values]
-            self._hidden = self._hidden[kept]
-        self._place()
+        groups, start = self._groups, 0
+        self._groups = []
+        for group in groups:
+            end = start + len(group.prompts)
+            mine = indices[(indices >= start) & (indices < end)] - start
+            if len(mine):
+                self._groups.append(group.select(mine))
+            start = end
 
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: Any, **__: Any
@@ -107,42 +83,89 @@ class PrefixCache(Cache):
         if layer_idx == 0:
             self._length += 1
         if layer_idx == len(self._own_keys):
-            shape = (*key_states.shape[:2], self._room, key_states.shape[-1])
-            self._own_keys.append(key_states.new_empty(shape, dtype=torch.float32))
-            wide, dtype = value_states.shape[-1], self._values[layer_idx].dtype
-            self._own_values.append(value_states.new_empty((*shape[:3], wide), dtype=dtype))
-        self._own_keys[layer_idx][:, :, self._length - 1] = key_states[:, :, 0]
+            rows, heads, size = *key_states.shape[:2], key_states.shape[-1]
+            keys = key_states.new_empty(rows, heads, size, self._room, dtype=torch.float32)
+            wide, dtype = value_states.shape[-1], self._groups[0].values[layer_idx].dtype
+            values = value_states.new_empty(rows, heads, self._room, wide, dtype=dtype)
+            self._own_keys.append(keys)
+            self._own_values.append(values)
+        self._own_keys[layer_idx][..., self._length - 1] = key_states[:, :, 0]
         self._own_values[layer_idx][:, :, self._length - 1] = value_states[:, :, 0]
         self._layer = layer_idx
         return key_states, value_states
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Columns of prompts and steps; positions are always given, so nothing depends on it."""
-        return int(self._hidden.shape[-1]) + self._length
+        return int(self._groups[0].hidden.shape[-1]) + self._length
 
     def attend(self, query: Tensor, scaling: float) -> Tensor:
         """[B, 1, H G, D] of the layer that was written last, from queries [B, H G, 1, D]."""
-        keys, values = self._keys[self._layer], self._values[self._layer]
-        own_keys = self._own_keys[self._layer][:, :, : self._length]
+        own_keys = self._own_keys[self._layer][..., : self._length]
         own_values = self._own_values[self._layer][:, :, : self._length]
-        count, heads, size = len(query), keys.shape[1], query.shape[-1]
+        count, heads, size = len(query), own_keys.shape[1], query.shape[-1]
+        parts, start = [], 0
         with torch.autocast(query.device.type, enabled=False):
             query = query.float().reshape(count, heads, -1, size) * scaling
-            behind = self._to_prompts(query) @ keys.transpose(-1, -2)
-            if self._padded:
-                behind += self._hidden
-            scores = torch.cat([self._to_rows(behind), query @ own_keys.transpose(-1, -2)], -1)
-            weights = scores.softmax(-1).to(values.dtype)
-            before, own = weights.split([keys.shape[2], self._length], -1)
-            found: Tensor = self._to_rows(self._to_prompts(before) @ values) + own @ own_values
+            own = query @ own_keys
+            for group in self._groups:
+                end = start + len(group.prompts)
+                scores = torch.cat(
+                    [group.scores(self._layer, query[start:end]), own[start:end]], -1
+                )
+                weights = scores.softmax(-1).to(own_values.dtype)
+                before, behind = weights.split([weights.shape[-1] - self._length, self._length], -1)
+                found = group.mixed(self._layer, before)
+                parts.append(found + behind @ own_values[start:end])
+                start = end
+        found = parts[0] if len(parts) == 1 else torch.cat(parts)
         return found.reshape(count, 1, -1, found.shape[-1])
+
+
+@dataclass
+class _Group:
+    """Prompts of like length, T the longest, and the samples that they have."""
+
+    keys: list[Tensor]  # of a layer [P, H, D, T], float32
+    values: list[Tensor]  # of a layer [P, H, T, D]
+    hidden: Tensor  # [P, 1, 1, T] minus infinity at padding, else 0
+    prompts: Tensor  # [B] the prompt of each sample, ascending
+
+    def __post_init__(self) -> None:
+        """Number the samples of each prompt, so that their queries stand side by side."""
+        counts = torch.bincount(self.prompts, minlength=len(self.hidden))
+        self._most = int(counts.max())
+        first = counts.cumsum(0) - counts
+        every = torch.arange(len(self.prompts), device=self.prompts.device)
+        self._slots = self.prompts * self._most + every - first[self.prompts]
+        self._whole = len(self.prompts) == len(self.hidden) * self._most
+        self._padded = bool(self.hidden.isinf().any())
+
+    def select(self, samples: Tensor) -> _Group:
+        """These samples, and the prompts that they have."""
+        kept, prompts = self.prompts[samples].unique(return_inverse=True)
+        if len(kept) == len(self.hidden):
+            return replace(self, prompts=prompts)
+        keys = [keys[kept] for keys in self.keys]
+        values = [values[kept] for values in self.values]
+        return _Group(keys, values, self.hidden[kept], prompts)
+
+    def scores(self, layer: int, query: Tensor) -> Tensor:
+        """[B, H, G, T] of queries [B, H, G, D]."""
+        scores = self._to_prompts(query) @ self.keys[layer]
+        if self._padded:
+            scores += self.hidden
+        return self._to_rows(scores)
+
+    def mixed(self, layer: int, weights: Tensor) -> Tensor:
+        """[B, H, G, D] sums of values by weights [B, H, G, T]."""
+        return self._to_rows(self._to_prompts(weights) @ self.values[layer])
 
     def _to_prompts(self, rows: Tensor) -> Tensor:
         """[B, H, G, n] to [P, H, K G, n]: the samples of a prompt side by side, K at the most."""
         _, heads, groups, size = rows.shape
         grid = rows
         if not self._whole:
-            grid = rows.new_zeros(len(self._hidden) * self._most, heads, groups, size)
+            grid = rows.new_zeros(len(self.hidden) * self._most, heads, groups, size)
             grid[self._slots] = rows
         if self._most == 1:
             return grid
@@ -156,6 +179,36 @@ class PrefixCache(Cache):
             grid = grid.view(prompts, heads, self._most, wide // self._most, size).transpose(1, 2)
             grid = grid.reshape(-1, heads, wide // self._most, size)
         return grid if self._whole else grid[self._slots]
+
+
+def _of_like_width(
+    prefilled: Sequence[tuple[DynamicCache, Tensor]],
+) -> list[list[tuple[DynamicCache, Tensor]]]:
+    """Neighbouring passes together, as long as a group costs more than their padding."""
+    groups: list[list[tuple[DynamicCache, Tensor]]] = []
+    for cache, mask in prefilled:
+        if groups and mask.shape[1] >= _ALIKE * groups[-1][0][1].shape[1]:
+            groups[-1].append((cache, mask))
+        else:
+            groups.append([(cache, mask)])
+    return groups
+
+
+def _joined(prefilled: Sequence[tuple[DynamicCache, Tensor]], prompts: Tensor) -> _Group:
+    width = prefilled[0][1].shape[1]
+
+    def together(parts: Iterable[Tensor]) -> Tensor:
+        """Rows of all passes, widened on the left of their last dimension but one."""
+        wide = [pad(x, (0, 0, width - x.shape[-2], 0)) for x in parts]
+        return wide[0] if len(wide) == 1 else torch.cat(wide)
+
+    layers = list(zip(*(cast(Any, cache).layers for cache, _ in prefilled), strict=True))
+    keys = [together(part.keys.float() for part in layer) for layer in layers]
+    values = [together(part.values for part in layer) for layer in layers]
+    mask = together(mask[:, :, None] for _, mask in prefilled)[:, :, 0]
+    hidden = torch.zeros(mask.shape, dtype=torch.float32, device=mask.device)
+    hidden = hidden.masked_fill_(mask == 0, -torch.inf)[:, None, None]
+    return _Group([k.transpose(-1, -2).contiguous() for k in keys], values, hidden, prompts)
 
 
 def _attend(

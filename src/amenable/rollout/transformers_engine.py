@@ -136,7 +136,12 @@ class TransformersEngine:
         ]
 
     def prefill(self, batch: dict[tuple[int, ...], list[int]], room: int) -> Decoding:
-        """Encode every prompt once, for all of its samples; `room`: most tokens of a sample."""
+        """Encode every prompt once, for all of its samples.
+
+        Args:
+            batch: request numbers by prompt; longest prompts first.
+            room: most tokens of a sample.
+        """
         prompts, device = list(batch), self.model.device
         repeats = torch.tensor([len(group) for group in batch.values()])
         rows = torch.repeat_interleave(torch.arange(len(prompts)), repeats).to(device)
@@ -145,10 +150,8 @@ class TransformersEngine:
             budget = _PREFILL_TOKENS.get(device.type, _MOST_PREFILL_TOKENS)
             parts = micro_batches([len(prompt) for prompt in prompts], budget)
             encoded = [self._encode([prompts[i] for i in part]) for part in parts]
-            places = torch.tensor([i for part in parts for i in part], device=device)
-            logits = torch.cat([part.logits for part in encoded])[places.argsort()]
-            caches = [(part.cache, part.mask) for part in encoded]
-            cache = PrefixCache(caches, places, rows, room)
+            logits = torch.cat([part.logits for part in encoded])
+            cache = PrefixCache([(part.cache, part.mask) for part in encoded], rows, room)
             return Decoding(logits[rows], cache, None, length[rows])
         whole = self._encode(prompts)
         decoding = Decoding(whole.logits, whole.cache, whole.mask, length)

@@ -26,8 +26,8 @@ SIZES = {
     "bos_token_id": None,
     "pad_token_id": 0,
 }
-BATCH = {(5, 6, 7): [0], tuple(range(8, 22)): [1, 2, 3], (30,): [4, 5], (9, 8, 7, 6): [6]}
-"""Prompts in no order of length, with their samples."""
+BATCH = {tuple(range(8, 22)): [1, 2, 3], (9, 8, 7, 6): [6], (5, 6, 7): [0], (30,): [4, 5]}
+"""Prompts with their samples."""
 
 
 def random_model(family: str, **changes: Any) -> PreTrainedModel:
@@ -66,7 +66,7 @@ def test_logits_are_those_of_every_text_alone(
     assert isinstance(decoding.cache, PrefixCache)
     texts = [list(prompt) for prompt, samples in BATCH.items() for _ in samples]
     draw = torch.Generator().manual_seed(1)
-    for keep in ([0, 1, 2, 3, 4, 5, 6], [0, 2, 3, 5], [1, 2, 3], [2, 0], [1]):
+    for keep in ([0, 1, 2, 3, 4, 5, 6], [0, 2, 3, 5], [1, 2, 3], [0, 2], [1]):
         decoding.select(torch.tensor(keep))
         texts = [texts[row] for row in keep]
         tokens = torch.randint(2, 64, (len(keep),), generator=draw)
@@ -79,9 +79,24 @@ def test_logits_are_those_of_every_text_alone(
 def test_a_prompts_keys_are_held_once_and_go_with_its_last_sample() -> None:
     _, decoding = opened(random_model("Llama"))
     assert isinstance(decoding.cache, PrefixCache)
-    assert [keys.shape for keys in decoding.cache._keys] == [(4, 2, 14, 8)] * 3
-    decoding.select(torch.tensor([1, 3, 6]))
-    assert [keys.shape for keys in decoding.cache._keys] == [(2, 2, 14, 8)] * 3
+    (group,) = decoding.cache._groups
+    assert [keys.shape for keys in group.keys] == [(4, 2, 8, 14)] * 3
+    decoding.select(torch.tensor([0, 2, 6]))
+    (group,) = decoding.cache._groups
+    assert [keys.shape for keys in group.keys] == [(2, 2, 8, 14)] * 3
+
+
+@torch.no_grad()
+def test_prompts_of_other_lengths_carry_no_padding(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A group leaves with its last sample."""
+    monkeypatch.setitem(transformers_engine._PREFILL_TOKENS, "cpu", 1)
+    _, decoding = opened(random_model("Llama"))
+    assert isinstance(decoding.cache, PrefixCache)
+    widths = [group.keys[0].shape[-1] for group in decoding.cache._groups]
+    assert widths == [14, 4, 1]
+    assert [len(group.prompts) for group in decoding.cache._groups] == [3, 2, 2]
+    decoding.select(torch.tensor([3, 5]))
+    assert [group.keys[0].shape[-1] for group in decoding.cache._groups] == [4, 1]
 
 
 @torch.no_grad()
