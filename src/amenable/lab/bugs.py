@@ -105,15 +105,12 @@ def _missing_eos() -> list[Patch]:
 
 
 def _endless() -> list[Patch]:
-    real = transformers_engine.TransformersEngine._complete
+    real = transformers_engine.TransformersEngine.generate
 
-    def broken(self: Any, batch: Any, requests: Any, sampling: Any) -> list[tuple[int, Rollout]]:
-        return [
-            (index, replace(rollout, ended=True))
-            for index, rollout in real(self, batch, requests, sampling)
-        ]
+    def broken(self: Any, *args: Any) -> list[Rollout]:
+        return [replace(rollout, ended=True) for rollout in real(self, *args)]
 
-    return [(transformers_engine.TransformersEngine, "_complete", broken)]
+    return [(transformers_engine.TransformersEngine, "generate", broken)]
 
 
 def _whitening_over_pads() -> list[Patch]:

@@ -53,82 +53,69 @@ class PrefixCache(Cache):
     ) -> None:
         super().__init__(layers=[])
         self._groups: list[_Group] = []
+        self._layer = -1
         start = 0
         for alike in _of_like_width(prefilled):
             end = start + sum(len(mask) for _, mask in alike)
             mine = prompts[(prompts >= start) & (prompts < end)] - start
-            self._groups.append(_joined(alike, mine))
+            self._groups.append(_joined(alike, mine, room))
             start = end
-        self._room, self._length, self._layer = room, 0, -1
-        self._own_keys: list[Tensor] = []
-        self._own_values: list[Tensor] = []
+
+    def extend(self, other: PrefixCache) -> None:
+        """Put the sequences of another cache behind these."""
+        self._groups += other._groups
 
     def batch_select_indices(self, indices: Tensor) -> None:
         """Keep these sequences (ascending), and the prompts that they have."""
-        self._own_keys = [keys[indices] for keys in self._own_keys]
-        self._own_values = [values[indices] for values in self._own_values]
-        groups, start = self._groups, 0
-        self._groups = []
-        for group in groups:
-            end = start + len(group.prompts)
+        kept = []
+        for start, end, group in self._spans():
             mine = indices[(indices >= start) & (indices < end)] - start
             if len(mine):
-                self._groups.append(group.select(mine))
-            start = end
+                kept.append(group.select(mine))
+        self._groups = kept
 
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: Any, **__: Any
     ) -> tuple[Tensor, Tensor]:
         """Write the [B, H, 1, D] of a step in place."""
-        if layer_idx == 0:
-            self._length += 1
-        if layer_idx == len(self._own_keys):
-            rows, heads, size = *key_states.shape[:2], key_states.shape[-1]
-            keys = key_states.new_empty(rows, heads, size, self._room, dtype=torch.float32)
-            wide, dtype = value_states.shape[-1], self._groups[0].values[layer_idx].dtype
-            values = value_states.new_empty(rows, heads, self._room, wide, dtype=dtype)
-            self._own_keys.append(keys)
-            self._own_values.append(values)
-        self._own_keys[layer_idx][..., self._length - 1] = key_states[:, :, 0]
-        self._own_values[layer_idx][:, :, self._length - 1] = value_states[:, :, 0]
+        for start, end, group in self._spans():
+            group.write(layer_idx, key_states[start:end, :, 0], value_states[start:end, :, 0])
         self._layer = layer_idx
         return key_states, value_states
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Columns of prompts and steps; positions are always given, so nothing depends on it."""
-        return int(self._groups[0].hidden.shape[-1]) + self._length
+        return max(int(group.hidden.shape[-1]) + group.length for group in self._groups)
 
     def attend(self, query: Tensor, scaling: float) -> Tensor:
         """[B, 1, H G, D] of the layer that was written last, from queries [B, H G, 1, D]."""
-        own_keys = self._own_keys[self._layer][..., : self._length]
-        own_values = self._own_values[self._layer][:, :, : self._length]
-        count, heads, size = len(query), own_keys.shape[1], query.shape[-1]
-        parts, start = [], 0
+        heads = self._groups[0].values[0].shape[1]
+        query = query.float().reshape(len(query), heads, -1, query.shape[-1]) * scaling
         with torch.autocast(query.device.type, enabled=False):
-            query = query.float().reshape(count, heads, -1, size) * scaling
-            own = query @ own_keys
-            for group in self._groups:
-                end = start + len(group.prompts)
-                scores = torch.cat(
-                    [group.scores(self._layer, query[start:end]), own[start:end]], -1
-                )
-                weights = scores.softmax(-1).to(own_values.dtype)
-                before, behind = weights.split([weights.shape[-1] - self._length, self._length], -1)
-                found = group.mixed(self._layer, before)
-                parts.append(found + behind @ own_values[start:end])
-                start = end
+            parts = [g.attend(self._layer, query[start:end]) for start, end, g in self._spans()]
         found = parts[0] if len(parts) == 1 else torch.cat(parts)
-        return found.reshape(count, 1, -1, found.shape[-1])
+        return found.reshape(len(found), 1, -1, found.shape[-1])
+
+    def _spans(self) -> Iterator[tuple[int, int, _Group]]:
+        """Each group with its first sequence and the one behind its last."""
+        start = 0
+        for group in self._groups:
+            end = start + len(group.prompts)
+            yield start, end, group
+            start = end
 
 
 @dataclass
 class _Group:
-    """Prompts of like length, T the longest, and the samples that they have."""
+    """Prompts of like length, T the longest, and their samples, which are of one length."""
 
     keys: list[Tensor]  # of a layer [P, H, D, T], float32
     values: list[Tensor]  # of a layer [P, H, T, D]
     hidden: Tensor  # [P, 1, 1, T] minus infinity at padding, else 0
+    own_keys: list[Tensor]  # of a layer [B, H, D, C], float32
+    own_values: list[Tensor]  # of a layer [B, H, C, D]
     prompts: Tensor  # [B] the prompt of each sample, ascending
+    length: int = 0  # tokens that every sample has
 
     def __post_init__(self) -> None:
         """Number the samples of each prompt, so that their queries stand side by side."""
@@ -143,22 +130,39 @@ class _Group:
     def select(self, samples: Tensor) -> _Group:
         """These samples, and the prompts that they have."""
         kept, prompts = self.prompts[samples].unique(return_inverse=True)
-        if len(kept) == len(self.hidden):
-            return replace(self, prompts=prompts)
-        keys = [keys[kept] for keys in self.keys]
-        values = [values[kept] for values in self.values]
-        return _Group(keys, values, self.hidden[kept], prompts)
+        return replace(
+            self,
+            own_keys=[keys[samples] for keys in self.own_keys],
+            own_values=[values[samples] for values in self.own_values],
+            prompts=prompts,
+            **{} if len(kept) == len(self.hidden) else self._of_prompts(kept),
+        )
 
-    def scores(self, layer: int, query: Tensor) -> Tensor:
-        """[B, H, G, T] of queries [B, H, G, D]."""
-        scores = self._to_prompts(query) @ self.keys[layer]
+    def _of_prompts(self, kept: Tensor) -> dict[str, Any]:
+        return {
+            "keys": [keys[kept] for keys in self.keys],
+            "values": [values[kept] for values in self.values],
+            "hidden": self.hidden[kept],
+        }
+
+    def write(self, layer: int, key: Tensor, value: Tensor) -> None:
+        """Append a token's [B, H, D] to every sample; layers come in their order."""
+        if layer == 0:
+            self.length += 1
+        self.own_keys[layer][..., self.length - 1] = key
+        self.own_values[layer][:, :, self.length - 1] = value
+
+    def attend(self, layer: int, query: Tensor) -> Tensor:
+        """[B, H, G, D] of scaled queries [B, H, G, D] over prompt and own tokens together."""
+        behind = self._to_prompts(query) @ self.keys[layer]
         if self._padded:
-            scores += self.hidden
-        return self._to_rows(scores)
-
-    def mixed(self, layer: int, weights: Tensor) -> Tensor:
-        """[B, H, G, D] sums of values by weights [B, H, G, T]."""
-        return self._to_rows(self._to_prompts(weights) @ self.values[layer])
+            behind += self.hidden
+        own = query @ self.own_keys[layer][..., : self.length]
+        weights = torch.cat([self._to_rows(behind), own], -1).softmax(-1)
+        weights = weights.to(self.values[layer].dtype)
+        before, after = weights.split([self.hidden.shape[-1], self.length], -1)
+        found: Tensor = after @ self.own_values[layer][:, :, : self.length]
+        return found + self._to_rows(self._to_prompts(before) @ self.values[layer])
 
     def _to_prompts(self, rows: Tensor) -> Tensor:
         """[B, H, G, n] to [P, H, K G, n]: the samples of a prompt side by side, K at the most."""
@@ -194,8 +198,8 @@ def _of_like_width(
     return groups
 
 
-def _joined(prefilled: Sequence[tuple[DynamicCache, Tensor]], prompts: Tensor) -> _Group:
-    width = prefilled[0][1].shape[1]
+def _joined(prefilled: Sequence[tuple[DynamicCache, Tensor]], prompts: Tensor, room: int) -> _Group:
+    width, count = prefilled[0][1].shape[1], len(prompts)
 
     def together(parts: Iterable[Tensor]) -> Tensor:
         """Rows of all passes, widened on the left of their last dimension but one."""
@@ -207,8 +211,14 @@ def _joined(prefilled: Sequence[tuple[DynamicCache, Tensor]], prompts: Tensor) -
     values = [together(part.values for part in layer) for layer in layers]
     mask = together(mask[:, :, None] for _, mask in prefilled)[:, :, 0]
     hidden = torch.zeros(mask.shape, dtype=torch.float32, device=mask.device)
-    hidden = hidden.masked_fill_(mask == 0, -torch.inf)[:, None, None]
-    return _Group([k.transpose(-1, -2).contiguous() for k in keys], values, hidden, prompts)
+    return _Group(
+        keys=[k.transpose(-1, -2).contiguous() for k in keys],
+        values=values,
+        hidden=hidden.masked_fill_(mask == 0, -torch.inf)[:, None, None],
+        own_keys=[k.new_empty(count, k.shape[1], k.shape[3], room) for k in keys],
+        own_values=[v.new_empty(count, v.shape[1], room, v.shape[3]) for v in values],
+        prompts=prompts,
+    )
 
 
 def _attend(

@@ -7,13 +7,12 @@ V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
-import numpy as np
 import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
@@ -71,14 +70,29 @@ class TransformersEngine:
         on_progress: Callable[[int], None] | None = None,
     ) -> list[Rollout]:
         """Roll-outs in the order of the requests."""
-        rollouts: dict[int, Rollout] = {}
+        waiting, rollouts = _by_length(requests), _Unfinished(requests, sampling, self.eos_ids)
+        decoding: Decoding | None = None
         with self.running():
-            for batch in self._batches(requests):
-                for index, rollout in self._complete(batch, requests, sampling):
-                    rollouts[index] = rollout
-                if on_progress is not None:
-                    on_progress(sum(map(len, batch.values())))
-        return [rollouts[index] for index in range(len(requests))]
+            while decoding is not None or waiting:
+                if decoding is None or self._shares_prompts:
+                    entering = self._next(waiting, len(rollouts.rows))
+                    if entering:
+                        rollouts.enter(index for group in entering.values() for index in group)
+                        decoding = self._entered(decoding, entering, sampling.max_new_tokens)
+                assert decoding is not None
+                drawn = draw_tokens(decoding.logits, sampling, rollouts.noise())
+                ended = rollouts.append(drawn)
+                if on_progress is not None and ended:
+                    on_progress(ended)
+                keep = rollouts.leave()
+                if not rollouts.rows:
+                    decoding = None
+                    continue
+                if keep is not None:
+                    decoding.select(keep)
+                    drawn = drawn[keep]
+                self.advance(decoding, drawn)
+        return rollouts.found()
 
     def running(self) -> AbstractContextManager[object]:
         """The context in which forward passes run: precision, and the role's adapter."""
@@ -88,52 +102,25 @@ class TransformersEngine:
             self.model.device.type, torch.bfloat16, enabled=self.dtype is torch.bfloat16
         )
 
-    def _batches(self, requests: Sequence[Request]) -> list[dict[tuple[int, ...], list[int]]]:
-        """Request numbers by prompt, in batches of prompts of like length."""
-        by_prompt: dict[tuple[int, ...], list[int]] = {}
-        for index, request in enumerate(requests):
-            by_prompt.setdefault(request.prompt_ids, []).append(index)
-        batches: list[dict[tuple[int, ...], list[int]]] = []
-        room = 0
-        for prompt in sorted(by_prompt, key=lambda ids: (-len(ids), ids)):
-            indices = by_prompt[prompt]
-            if not batches or len(indices) > room:
-                batches.append({})
-                room = self._batch_size
-            batches[-1][prompt] = indices
-            room -= len(indices)
-        return batches
+    def _next(
+        self, waiting: list[tuple[tuple[int, ...], list[int]]], present: int
+    ) -> dict[tuple[int, ...], list[int]]:
+        """Take the longest prompts that there is room for beside the sequences present."""
+        taken: dict[tuple[int, ...], list[int]] = {}
+        while waiting and (not present or present + len(waiting[-1][1]) <= self._batch_size):
+            prompt, indices = waiting.pop()
+            taken[prompt] = indices
+            present += len(indices)
+        return taken
 
-    def _complete(
-        self,
-        batch: dict[tuple[int, ...], list[int]],
-        requests: Sequence[Request],
-        sampling: Sampling,
-    ) -> list[tuple[int, Rollout]]:
-        indices = [index for group in batch.values() for index in group]
-        noise = np.stack([uniform_noise(requests[i].key, sampling.max_new_tokens) for i in indices])
-        decoding = self.prefill(batch, sampling.max_new_tokens)
-        tokens: list[list[int]] = [[] for _ in indices]
-        active = torch.arange(len(indices))
-        for step in range(sampling.max_new_tokens):
-            drawn = draw_tokens(
-                decoding.logits, sampling, torch.from_numpy(noise[active.numpy(), step])
-            )
-            for row, token in zip(active.tolist(), drawn.tolist(), strict=True):
-                if not tokens[row] or tokens[row][-1] not in self.eos_ids:
-                    tokens[row].append(token)
-            done = torch.tensor([tokens[row][-1] in self.eos_ids for row in active.tolist()])
-            if bool(done.all()) or step + 1 == sampling.max_new_tokens:
-                break
-            if int((~done).sum()) <= _KEEP * len(active):
-                keep = (~done).nonzero()[:, 0]
-                active, drawn = active[keep], drawn[keep]
-                decoding.select(keep)
-            self.advance(decoding, drawn)
-        return [
-            (index, Rollout(requests[index].prompt_ids, tuple(ids), ids[-1] in self.eos_ids))
-            for index, ids in zip(indices, tokens, strict=True)
-        ]
+    def _entered(
+        self, decoding: Decoding | None, batch: dict[tuple[int, ...], list[int]], room: int
+    ) -> Decoding:
+        new = self.prefill(batch, room)
+        if decoding is None:
+            return new
+        decoding.extend(new)
+        return decoding
 
     def prefill(self, batch: dict[tuple[int, ...], list[int]], room: int) -> Decoding:
         """Encode every prompt once, for all of its samples.
@@ -141,8 +128,13 @@ class TransformersEngine:
         Args:
             batch: request numbers by prompt; longest prompts first.
             room: most tokens of a sample.
+
+        Raises:
+            ValueError: prompts in another order.
         """
         prompts, device = list(batch), self.model.device
+        if [len(prompt) for prompt in prompts] != sorted(map(len, prompts), reverse=True):
+            raise ValueError("prompts must come longest first")
         repeats = torch.tensor([len(group) for group in batch.values()])
         rows = torch.repeat_interleave(torch.arange(len(prompts)), repeats).to(device)
         length = torch.tensor([len(prompt) for prompt in prompts], device=device)
@@ -218,12 +210,84 @@ class Decoding:
     mask: Tensor | None  # [B, columns so far] 1 on real tokens; None: the cache knows
     length: Tensor  # [B] position of the next token
 
+    def extend(self, other: Decoding) -> None:
+        """Put other sequences behind these; both know their masks by the cache."""
+        assert isinstance(self.cache, PrefixCache)
+        assert isinstance(other.cache, PrefixCache)
+        self.cache.extend(other.cache)
+        self.logits = torch.cat([self.logits, other.logits])
+        self.length = torch.cat([self.length, other.length])
+
     def select(self, rows: Tensor) -> None:
         """Keep (or repeat) these sequences."""
         self.cache.batch_select_indices(rows)
         self.logits, self.length = self.logits[rows], self.length[rows]
         if self.mask is not None:
             self.mask = self.mask[rows]
+
+
+def _by_length(requests: Sequence[Request]) -> list[tuple[tuple[int, ...], list[int]]]:
+    """Prompts, shortest first, with the numbers of their requests."""
+    by_prompt: dict[tuple[int, ...], list[int]] = {}
+    for index, request in enumerate(requests):
+        by_prompt.setdefault(request.prompt_ids, []).append(index)
+    order = sorted(by_prompt, key=lambda ids: (-len(ids), ids), reverse=True)
+    return [(prompt, by_prompt[prompt]) for prompt in order]
+
+
+class _Unfinished:
+    """Which request each sequence of the batch completes, and all tokens so far."""
+
+    def __init__(
+        self, requests: Sequence[Request], sampling: Sampling, eos_ids: frozenset[int]
+    ) -> None:
+        self.rows: list[int] = []
+        self._requests, self._most, self._eos_ids = requests, sampling.max_new_tokens, eos_ids
+        self._tokens: list[list[int]] = [[] for _ in requests]
+        self._noise: dict[int, list[float]] = {}
+
+    def enter(self, rows: Iterable[int]) -> None:
+        """These requests, behind those that are in."""
+        for row in rows:
+            self.rows.append(row)
+            self._noise[row] = uniform_noise(self._requests[row].key, self._most).tolist()
+
+    def noise(self) -> Tensor:
+        """[B] uniform numbers for the next token of each sequence."""
+        drawn = [self._noise[row][len(self._tokens[row])] for row in self.rows]
+        return torch.tensor(drawn, dtype=torch.float64)
+
+    def append(self, drawn: Tensor) -> int:
+        """Take a token [B] of each; a sequence that had ended takes none. Returns how many end."""
+        ended = 0
+        for row, token in zip(self.rows, drawn.tolist(), strict=True):
+            if not self._done(row):
+                self._tokens[row].append(token)
+                ended += self._done(row)
+        return ended
+
+    def leave(self) -> Tensor | None:
+        """Drop what has ended, where that is worth the copy; [b] the sequences that stay.
+
+        What has the most tokens leaves at once: the cache has no room for another.
+        """
+        keep = [place for place, row in enumerate(self.rows) if not self._done(row)]
+        full = any(len(self._tokens[row]) == self._most for row in self.rows)
+        if not full and len(keep) > _KEEP * len(self.rows):
+            return None
+        self.rows = [self.rows[place] for place in keep]
+        return torch.tensor(keep, dtype=torch.long)
+
+    def _done(self, row: int) -> bool:
+        tokens = self._tokens[row]
+        return bool(tokens) and (tokens[-1] in self._eos_ids or len(tokens) == self._most)
+
+    def found(self) -> list[Rollout]:
+        """In the order of the requests."""
+        return [
+            Rollout(request.prompt_ids, tuple(ids), ids[-1] in self._eos_ids)
+            for request, ids in zip(self._requests, self._tokens, strict=True)
+        ]
 
 
 def draw_tokens(logits: Tensor, sampling: Sampling, noise: Tensor) -> Tensor:

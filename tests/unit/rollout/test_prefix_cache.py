@@ -76,6 +76,26 @@ def test_logits_are_those_of_every_text_alone(
 
 
 @torch.no_grad()
+def test_sequences_of_other_lengths_go_on_together() -> None:
+    model = random_model("Llama")
+    engine, decoding = opened(model)
+    decoding.select(torch.tensor([1, 4]))
+    engine.advance(decoding, torch.tensor([3, 4]))
+    decoding.extend(engine.prefill({(40, 41): [0, 1]}, 3))
+    engine.advance(decoding, torch.tensor([5, 6, 7, 8]))
+    decoding.select(torch.tensor([1, 2]))
+    engine.advance(decoding, torch.tensor([9, 10]))
+    texts = [[5, 6, 7, 4, 6, 9], [40, 41, 7, 10]]
+    torch.testing.assert_close(decoding.logits, expected(model, texts), rtol=1e-4, atol=1e-4)
+
+
+def test_prompts_must_come_longest_first() -> None:
+    engine, _ = opened(random_model("Llama"))
+    with pytest.raises(ValueError, match="longest first"):
+        engine.prefill({(1,): [0], (1, 2): [1]}, 3)
+
+
+@torch.no_grad()
 def test_a_prompts_keys_are_held_once_and_go_with_its_last_sample() -> None:
     _, decoding = opened(random_model("Llama"))
     assert isinstance(decoding.cache, PrefixCache)

@@ -146,6 +146,7 @@ class Listening:
     def __init__(self, model: PreTrainedModel) -> None:
         self._model = model
         self.config, self.device = model.config, model.device
+        self._supports_attention_backend = model._supports_attention_backend
         self.shapes: list[tuple[int, ...]] = []
 
     def __call__(self, **inputs: Any) -> Any:
@@ -168,6 +169,21 @@ def test_finished_sequences_leave_and_equal_prompts_are_encoded_once(
     assert [rows for rows, _ in ears.shapes[1:]] == sorted(
         (rows for rows, _ in ears.shapes[1:]), reverse=True
     )
+
+
+def test_waiting_prompts_enter_where_others_have_ended(model: PreTrainedModel) -> None:
+    ears: Any = Listening(model)
+    asked = requests([(n, n + 1) for n in range(40)])
+    sampling, eos = Sampling(max_new_tokens=8, temperature=1.0), frozenset(range(0, 512, 3))
+    found = engine(ears, eos, 8).generate(asked, sampling)
+    assert found == engine(model, eos).generate(asked, sampling)
+    kinds = ["prompts" if width > 1 else "step" for _, width in ears.shapes]
+    assert kinds[1] == "step"
+    assert kinds.count("prompts") > 1
+    batches = [found[start : start + 8] for start in range(0, len(found), 8)]  # of one length
+    one_by_one = sum(max(len(r.completion_ids) for r in batch) - 1 for batch in batches)
+    assert kinds.count("step") < one_by_one
+    assert max(rows for rows, width in ears.shapes if width == 1) == 8
 
 
 def test_nothing_is_decoded_after_the_last_end(model: PreTrainedModel) -> None:

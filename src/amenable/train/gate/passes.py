@@ -217,13 +217,15 @@ def _decoded(
         groups: N completions of distinct prompts.
         tokens: [N, C] what to go on with instead of a sample.
     """
-    batch: dict[tuple[int, ...], list[int]] = {}
+    rows: dict[tuple[int, ...], list[int]] = {}
     for group in groups:
-        start = sum(map(len, batch.values()))
-        batch[tuple(group.prompt_ids)] = list(range(start, start + len(group.completions)))
+        start = sum(map(len, rows.values()))
+        rows[tuple(group.prompt_ids)] = list(range(start, start + len(group.completions)))
+    batch = {prompt: rows[prompt] for prompt in sorted(rows, key=len, reverse=True)}
+    order = torch.tensor([row for group in batch.values() for row in group])
     with engine.running():
         decoding = engine.prefill(batch, tokens.shape[1])
         for step in range(tokens.shape[1]):
-            yield decoding.logits.cpu()
+            yield decoding.logits.cpu()[order.argsort()]
             if step + 1 < tokens.shape[1]:
-                engine.advance(decoding, tokens[:, step])
+                engine.advance(decoding, tokens[order, step])
