@@ -12,6 +12,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
+from transformers import DynamicCache
 
 from amenable.data.collate import PromptGroup, collate
 from amenable.models.logprobs import trunk_of
@@ -132,6 +133,30 @@ class Plain:
             output.logits[index, start - 1 : end - 1].float().cpu()
             for index, (start, end) in enumerate(_places(rows, side, tokens.shape[1]))
         ]
+
+    def decoded(self, rows: Sequence[Row]) -> list[Tensor]:
+        """The same, one token a pass with transformers' own cache, prompts padded on the left."""
+        tokens, mask, positions = self._inputs([(prompt, ()) for prompt, _ in rows], "left", 0)
+        longest = max(len(ids) for _, ids in rows)
+        steps: list[Tensor] = []
+        with self.role.active() as model:
+            cache = DynamicCache(config=model.config)
+            for step in range(longest):
+                output = cast(Any, model)(
+                    input_ids=tokens,
+                    attention_mask=mask,
+                    position_ids=positions,
+                    past_key_values=cache,
+                    use_cache=True,
+                    logits_to_keep=1,
+                )
+                steps.append(output.logits[:, -1].float().cpu())
+                drawn = [ids[min(step, len(ids) - 1)] for _, ids in rows]
+                tokens = torch.tensor(drawn, device=tokens.device)[:, None]
+                mask = torch.cat([mask, torch.ones_like(mask[:, :1])], 1)
+                positions = positions[:, -1:] + 1
+        together = torch.stack(steps, 1)
+        return [together[index, : len(ids)] for index, (_, ids) in enumerate(rows)]
 
     def states(self, rows: Sequence[Row], side: str | None) -> tuple[Tensor, Tensor]:
         """Last hidden states: [M, d] before every completion token, and [N, d] at the last one."""

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 
 FP32 = 1e-4  # nats a token at temperature 1 and above, and per unit of a head's spread
 TIMES_NOISE = 1.5  # in bf16: of what plain transformers has on the same rows
+TIMES_DECODING_NOISE = 2.0  # the sampler's attention is of another kind than plain decoding's
 
 _PROMPTS = 4
 _SAMPLES = 2
@@ -117,17 +118,18 @@ class _Ruler:
     """How far apart two paths may be.
 
     In fp32 the largest difference counts and the bound is fixed. In bf16 a single token's
-    difference says little: the root mean square over the tokens counts, against `TIMES_NOISE` of
-    what plain transformers has.
+    difference says little: the root mean square over the tokens counts, against a multiple of what
+    plain transformers has.
     """
 
     exact: bool
     fixed: float
     noise: float = 0.0
+    times: float = TIMES_NOISE
 
     @property
     def bound(self) -> float:
-        return self.fixed if self.exact else max(self.fixed, TIMES_NOISE * self.noise)
+        return self.fixed if self.exact else max(self.fixed, self.times * self.noise)
 
     def distance(self, one: Tensor, other: Tensor) -> float:
         gap = (one - other).float().abs()
@@ -281,11 +283,13 @@ class _Gate:
             grouped = trainer_logprobs(role, rows.groups, pad, temperature)
             plain = [picked(Plain(role, pad).logits(own, "left"), own, temperature)]
         ruler = self._ruler
-        if not ruler.exact:  # weights merged in bf16 are rounded: plain transformers shows by what
+        if not ruler.exact:  # cached decoding, and weights merged in bf16, are rounded: by what?
             own_model = self._engine.model is role.plain
             copied = Plain(role if own_model else Role(self._engine.model, dtype=role.dtype), pad)
-            left = picked(copied.logits(own, "left"), own, temperature)
-            ruler = ruler.widened(*(ruler.distance(left, other) for other in plain))
+            decoded = picked(copied.decoded(own), own, temperature)
+            ruler = replace(ruler, times=TIMES_DECODING_NOISE).widened(
+                *(ruler.distance(decoded, other) for other in plain)
+            )
             self.more["noise"]["roll-out"] = ruler.noise
         self._compare("roll-out", "sampler against trainer, nats", said.logprobs, grouped, ruler)
         faults = merged_faults(role, self._engine.model)
