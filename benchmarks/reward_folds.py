@@ -44,7 +44,7 @@ from torch import Tensor
 from amenable.artifacts import MetricsLog, RunFolder, StageContext, read_jsonl
 from amenable.config.recipe import Recipe
 from amenable.config.reward import RewardConfig
-from amenable.data.collate import PromptGroup, collate, split_groups
+from amenable.data.collate import PromptGroup, collate
 from amenable.data.reading.readers import read_preferences
 from amenable.data.render import Renderer
 from amenable.data.schemas import Choice, Preference
@@ -123,7 +123,7 @@ def passes(
     role: Role, units: Sequence[Unit], pad_id: int, budget: int
 ) -> Iterator[tuple[list[int], Tensor]]:
     """Of each micro-batch: the numbers of its n pairs, and [n, 2] scores, the chosen first."""
-    for part in split_groups([unit.group for unit in units], budget):
+    for part in role.split([unit.group for unit in units], budget):
         scores = role.scores(collate([units[i].group for i in part], pad_id).to(role.device))
         rows: list[int] = []
         places: list[tuple[int, int]] = []

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from amenable.config.model import LoraConfig
-from amenable.data.collate import PromptGroup, collate, split_groups
+from amenable.data.collate import PromptGroup, collate
 from amenable.data.docstrings import harvest
 from amenable.losses.likelihood import token_logprobs
 from amenable.models.adapters import adapter_parameters, add_adapter
@@ -29,7 +29,7 @@ from amenable.models.load import load_causal_lm, load_tokenizer
 from amenable.models.pull import resolve_base
 from amenable.models.roles import Role
 
-PROMPTS, SAMPLES, TOKENS = 6, 3, 1024
+PROMPTS, SAMPLES, TOKENS = 48, 3, 1024
 Measured = tuple[Tensor, Tensor]
 """Log-probabilities of all completion tokens, and the gradient of their mean."""
 
@@ -68,7 +68,7 @@ def of_plain(role: Role, groups: list[PromptGroup], total: int) -> Measured:
 def of_stages(role: Role, groups: list[PromptGroup], total: int) -> Measured:
     """The path that the stages take."""
     found: dict[int, list[Tensor]] = {}
-    for part in split_groups(groups, TOKENS):
+    for part in role.split(groups, TOKENS):
         batch = collate([groups[i] for i in part], 0)
         logprobs = role.logprobs(batch).logprobs
         (logprobs.sum() / total).backward()

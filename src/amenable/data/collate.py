@@ -7,8 +7,9 @@ longest completion.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -45,6 +46,15 @@ class PromptGroup:
         return len(self.prompt_ids) + sum(map(len, self.completions))
 
 
+class Span(NamedTuple):
+    """A text among the real tokens of a batch laid end to end, and the prompt that it continues."""
+
+    start: int
+    end: int
+    prefix_start: int = 0
+    prefix_end: int = 0
+
+
 @dataclass(frozen=True, slots=True)
 class GroupBatch:
     """Rows of prompt groups, ready for a forward pass.
@@ -52,9 +62,10 @@ class GroupBatch:
     Args:
         input_ids: [R, T] prompt, then its completions one after the other, then padding.
         position_ids: [R, T]; every completion continues at the prompt's length.
-        attention_mask: [R, 1, T, T] True where attention is allowed: causal, and no completion
-            sees another; None if every row has one completion (plain causal attention, padding
-            on the right).
+        segments: [R, T] 0 in the prompt, k in its completion k, -1 in padding; None if every row
+            has one completion (plain causal attention, padding on the right).
+        real: [n] places of the real tokens among all R x T, in reading order.
+        spans: the same n tokens as texts that attend by themselves.
         rows: [N] row of each completion.
         sources: [N, C] column whose hidden state predicts the token (and is the state that the
             critic values).
@@ -64,7 +75,9 @@ class GroupBatch:
 
     input_ids: Tensor
     position_ids: Tensor
-    attention_mask: Tensor | None
+    segments: Tensor | None
+    real: Tensor
+    spans: tuple[Span, ...]
     rows: Tensor
     sources: Tensor
     targets: Tensor
@@ -72,14 +85,20 @@ class GroupBatch:
     last: Tensor
     """[N] column of each completion's last real token, where the reward model reads its score."""
 
+    @property
+    def attention_mask(self) -> Tensor | None:
+        """[R, 1, T, T] True where attention is allowed: causal, and no completion sees another."""
+        return None if self.segments is None else _group_attention(self.segments)
+
     def to(self, device: torch.device) -> GroupBatch:
         """The same batch on another device."""
-        moved = {
-            name: value.to(device) if isinstance(value, Tensor) else value
+        moved: dict[str, Any] = {
+            name: value.to(device)
             for name in self.__slots__
             for value in [getattr(self, name)]
+            if isinstance(value, Tensor)
         }
-        return GroupBatch(**moved)
+        return replace(self, **moved)
 
 
 def collate(groups: Sequence[PromptGroup], pad_id: int) -> GroupBatch:
@@ -111,15 +130,32 @@ def collate(groups: Sequence[PromptGroup], pad_id: int) -> GroupBatch:
     return GroupBatch(
         input_ids=_padded(ids, real, pad_id),
         position_ids=_padded(np.arange(len(ids)) + np.repeat(position - begin, lengths), real, 0),
-        attention_mask=None
-        if (in_row == 2).all()
-        else _group_attention(_padded(segments, real, -1)),
+        segments=None if (in_row == 2).all() else _padded(segments, real, -1),
+        real=torch.from_numpy(np.flatnonzero(real)),
+        spans=tuple(_spans(groups)),
         rows=torch.from_numpy(row[own]),
         sources=torch.from_numpy(np.where(mask, sources, 0)),
         targets=_padded(ids[np.repeat(own, lengths)], mask, pad_id),
         mask=torch.from_numpy(mask),
         last=torch.from_numpy((column + lengths - 1)[own]),
     )
+
+
+def _spans(groups: Sequence[PromptGroup]) -> Iterable[Span]:
+    """One for a prompt with its only completion, else one for the prompt and each completion."""
+    start = 0
+    for group in groups:
+        prompt = start + len(group.prompt_ids)
+        if len(group.completions) == 1:
+            end = prompt + len(group.completions[0])
+            yield Span(start, end)
+        else:
+            yield Span(start, prompt)
+            end = prompt
+            for ids in group.completions:
+                yield Span(end, end + len(ids), start, prompt)
+                end += len(ids)
+        start = end
 
 
 def _leading(lengths: Numbers) -> npt.NDArray[np.bool_]:
@@ -137,10 +173,11 @@ def _padded(flat: Numbers, real: npt.NDArray[np.bool_], fill: int) -> Tensor:
 def _group_attention(segments: Tensor) -> Tensor:
     """[R, 1, T, T] allowed attention from segments: 0 prompt, k completion k, -1 padding."""
     query, key = segments[:, :, None], segments[:, None, :]
-    size = segments.shape[1]
-    causal = torch.ones(size, size, dtype=torch.bool).tril()
+    size, device = segments.shape[1], segments.device
+    causal = torch.ones(size, size, dtype=torch.bool, device=device).tril()
     allowed = causal & (key >= 0) & ((key == 0) | (key == query))
-    return (allowed | torch.eye(size, dtype=torch.bool))[:, None]  # padding sees itself: no NaN
+    itself = torch.eye(size, dtype=torch.bool, device=device)  # padding: no NaN
+    return (allowed | itself)[:, None]
 
 
 def micro_batches(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
@@ -167,9 +204,26 @@ def micro_batches(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
     return batches
 
 
-def split_groups(groups: Sequence[PromptGroup], max_tokens: int) -> list[list[int]]:
-    """`micro_batches` over the row lengths of prompt groups."""
-    return micro_batches([group.tokens for group in groups], max_tokens)
+def packs(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
+    """Indices grouped so that the tokens of each group, laid end to end, are at most `max_tokens`.
+
+    The longest first, each into the first group with room for it. A row longer than `max_tokens`
+    gets a group of its own.
+
+    Args:
+        lengths: tokens of each row.
+        max_tokens: budget of the sum.
+    """
+    found: list[list[int]] = []
+    room: list[int] = []
+    for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+        place = next((n for n, left in enumerate(room) if left >= lengths[index]), len(found))
+        if place == len(found):
+            found.append([])
+            room.append(max_tokens)
+        found[place].append(index)
+        room[place] -= lengths[index]
+    return found
 
 
 def seeded_epochs(count: int, epochs: float, seed: int) -> Iterable[int]:

@@ -20,6 +20,7 @@ from amenable.models.load import (
     load_tokenizer,
     resolve_dtype,
 )
+from amenable.models.packed_layers import shorten
 from amenable.models.pull import resolve_base
 from amenable.models.roles import Role
 
@@ -89,10 +90,12 @@ class Foundation:
                 model = load_reward_trunk(start, torch.float32, device=self.device)
             else:
                 model = load_causal_lm(start or self.source, torch.float32, device=self.device)
+            shorten(model)
             return Role(model, head=head, dtype=self.dtype)
         if self._shared is None:
             self._shared = load_causal_lm(self.source, self.dtype, device=self.device)
             self._shared.requires_grad_(False)
+            shorten(self._shared)
         if start is None and not train:
             self._bare.append(Role(self._shared, head=head, dtype=self.dtype))
             return self._bare[-1]

@@ -269,10 +269,10 @@ def set_dropout_to_zero(config: PreTrainedConfig) -> None:
 def resolve_dtype(name: str, device: str | torch.device = "cpu") -> torch.dtype:
     """The compute precision that `model.dtype` means on this device.
 
-    `bf16` and `fp32` are taken at their word. `auto` is bfloat16 on a CUDA device that has it;
-    on a CPU with bfloat16 matrix units (AMX), where it is several times faster; float32
-    elsewhere: plain AVX-512 bfloat16 is slower than float32. The choice depends on the machine
-    alone, never on a timing, so that a resumed run makes it again.
+    `bf16` and `fp32` are taken at their word. `auto` is bfloat16 on a CUDA device that has it; on
+    a CPU with bfloat16 matrix units (AMX), and on AMD's with AVX-512 bfloat16, where it is several
+    times faster; float32 elsewhere: on Intel's without AMX bfloat16 is the slower one. The choice
+    depends on the machine alone, never on a timing, so that a resumed run makes it again.
 
     Raises:
         ModelError: another name.
@@ -285,12 +285,14 @@ def resolve_dtype(name: str, device: str | torch.device = "cpu") -> torch.dtype:
     kind = torch.device(device).type
     if kind == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
-    return torch.bfloat16 if kind == "cpu" and _has_matrix_units() else torch.float32
+    return torch.bfloat16 if kind == "cpu" and _multiplies_bfloat16() else torch.float32
 
 
-def _has_matrix_units() -> bool:
-    """Whether this CPU multiplies bfloat16 matrices in hardware (x86 AMX)."""
-    return bool(torch.cpu.get_capabilities().get("amx_bf16", False))
+def _multiplies_bfloat16() -> bool:
+    """Whether this CPU multiplies bfloat16 matrices faster than float32's (docs/log.md)."""
+    able = torch.cpu.get_capabilities()
+    full_rate = able.get("avx512_bf16", False) and "AMD" in str(able.get("cpu_name", ""))
+    return bool(able.get("amx_bf16", False) or full_rate)
 
 
 def _safe_options(source: Source) -> dict[str, Any]:

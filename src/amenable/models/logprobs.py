@@ -9,12 +9,14 @@ from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad
 from transformers import PreTrainedModel
 
-from amenable.data.collate import GroupBatch
+from amenable.data.collate import GroupBatch, Span
 from amenable.errors import ModelError
 from amenable.losses.likelihood import token_entropy, token_logprobs
-from amenable.models.projection import plain_projection, projected_logprobs
+from amenable.models.packed_attention import attends_plainly, packed_row
+from amenable.models.projection import filling, plain_projection, projected_logprobs
 
 _CHUNK = 1024
 
@@ -42,13 +44,15 @@ def hidden_states(model: PreTrainedModel, batch: GroupBatch) -> Tensor:
             prompt groups would no longer be what the model was trained with.
     """
     window = getattr(model.config, "sliding_window", None)
-    if batch.attention_mask is not None and window:
+    if batch.segments is not None and window:
         longest = int(batch.position_ids.max()) + 1
         if longest > window:
             raise ModelError(
                 f"a prompt with its completion has {longest} tokens, more than the model's sliding "
                 f"attention window of {window}; lower data.max_prompt_tokens"
             )
+    if reads_packed_rows(model):
+        return _packed_states(model, batch)
     output = trunk_of(model)(
         input_ids=batch.input_ids,
         attention_mask=_attention_mask(model, batch),
@@ -56,6 +60,32 @@ def hidden_states(model: PreTrainedModel, batch: GroupBatch) -> Tensor:
         use_cache=False,
     )
     return cast(Tensor, output.last_hidden_state)
+
+
+def reads_packed_rows(model: PreTrainedModel) -> bool:
+    """Whether a batch is one row of real tokens to it: on a CPU, if its attention is plain.
+
+    A CUDA device has fused attention for padded rows and pays for each small product.
+    """
+    return model.device.type == "cpu" and attends_plainly(model)
+
+
+def _packed_states(model: PreTrainedModel, batch: GroupBatch) -> Tensor:
+    """The same from one row of all real tokens; 0 at padding.
+
+    The row is filled up to a length of few kinds (`projection.filling`).
+    """
+    tokens = len(batch.real)
+    more = filling(tokens)
+    spans = [*batch.spans, Span(tokens, tokens + more)] if more else batch.spans
+    ids, positions = (
+        pad(x.flatten()[batch.real], (0, more))[None] for x in (batch.input_ids, batch.position_ids)
+    )
+    with packed_row(model, spans):
+        output = trunk_of(model)(input_ids=ids, position_ids=positions, use_cache=False)
+    found = cast(Tensor, output.last_hidden_state)[0, :tokens]
+    places = found.new_zeros(batch.input_ids.numel(), found.shape[-1])
+    return places.index_copy(0, batch.real, found).view(*batch.input_ids.shape, -1)
 
 
 def _attention_mask(model: PreTrainedModel, batch: GroupBatch) -> Tensor | None:

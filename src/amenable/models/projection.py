@@ -17,9 +17,10 @@ from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear
+from torch.nn.functional import linear, pad
 from transformers import PreTrainedModel
 
+_ROUND = 64  # rows
 _ROWS = {"cpu": 256}
 _MOST_ROWS = 2048
 _LEAST = -1e4  # nats below the largest; its exponential is 0, and 0 times it is not NaN
@@ -31,6 +32,15 @@ def plain_projection(model: PreTrainedModel) -> nn.Linear | None:
     bent = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
     plain = type(head) is nn.Linear and head.bias is None and not bent
     return head if plain else None
+
+
+def filling(rows: int, whole: int = _ROUND) -> int:
+    """How many rows to put behind these, so that products have few sizes.
+
+    On a CPU oneDNN compiles a kernel of some hundred kilobytes for every size that it meets, and
+    keeps it for good.
+    """
+    return -rows % whole
 
 
 def precision(x: Tensor, weight: Tensor) -> torch.dtype:
@@ -61,8 +71,12 @@ def projected_logprobs(
         [M] nats, and [M] nats or None; float32, or float64 for float64 states.
     """
     setting = _Setting(temperature, with_entropy, precision(states, head.weight))
+    count = len(states)
+    if states.device.type == "cpu":
+        more = filling(count)
+        states, targets = pad(states, (0, 0, 0, more)), pad(targets, (0, more))
     logprobs, entropy = cast(Any, _Projection).apply(states, head.weight, targets, setting)
-    return logprobs, entropy if with_entropy else None
+    return logprobs[:count], entropy[:count] if with_entropy else None
 
 
 class _Setting(NamedTuple):

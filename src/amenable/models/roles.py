@@ -6,7 +6,7 @@ With full fine-tuning a role owns its model. Both are used in the same way.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import cast
@@ -16,7 +16,7 @@ from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from amenable.data.collate import GroupBatch
+from amenable.data.collate import GroupBatch, PromptGroup, micro_batches, packs
 from amenable.models.adapters import adapter_parameters, adapter_state, load_adapter_state
 from amenable.models.heads import ScalarHead
 from amenable.models.logprobs import (
@@ -26,6 +26,7 @@ from amenable.models.logprobs import (
     completion_scores,
     completion_states,
     completion_values,
+    reads_packed_rows,
 )
 
 
@@ -106,6 +107,11 @@ class Role:
         """Hidden states that a scalar head reads."""
         with self.active() as model:
             return completion_states(model, batch)
+
+    def split(self, groups: Sequence[PromptGroup], max_tokens: int) -> list[list[int]]:
+        """The groups of each micro-batch: by tokens, where they are packed, else by padded rows."""
+        layout = packs if reads_packed_rows(self.plain) else micro_batches
+        return layout([group.tokens for group in groups], max_tokens)
 
     def trainable_parameters(self) -> list[nn.Parameter]:
         """What an optimizer of this role updates: adapter or whole trunk, and the head."""

@@ -21,6 +21,7 @@ from amenable.plan.rows import Lengths, Rows
 from amenable.plan.shape import ModelShape
 from amenable.plan.trace import trunk_activations
 from amenable.plan.work import Supervised, grouped, longest_micro_batch
+from amenable.rollout.lean_llama import MOST_WEIGHTS
 
 _FRAGMENTS = {"cpu": 1.45, "cuda": 1.1}
 """What the allocator takes for activations, relative to what is alive (docs/plan.md)."""
@@ -196,7 +197,14 @@ class Budget:
         batches = [self.largest(stage) for stage in ("sft", "reward", "policy")]
         batch = max((b for b in batches if b is not None), key=lambda b: b.tokens)
         lora = self.recipe.model.lora
-        found = trunk_activations(self.shape.config, batch.rows, batch.width, self.dtype, lora)
+        found = trunk_activations(
+            self.shape.config,
+            batch.rows,
+            batch.width,
+            self.dtype,
+            lora,
+            packed=self.machine.kind == "cpu",
+        )
         return _PerToken(found.training / batch.tokens, found.forward / batch.tokens)
 
     @property
@@ -258,7 +266,9 @@ class Budget:
         longest = max(row[0] for row in self.rows.lengths["prompts"])
         cached = sequences * (longest / samples + self.recipe.data.max_completion_tokens)
         number = self.dtype.itemsize
+        lean = self.machine.kind == "cpu" and self.shape.parameters <= MOST_WEIGHTS
         return {
+            "weights laid out for decoding": self.export * lean,
             "key-value cache": cached * self.shape.kv_numbers() * number,
             "logits": _DECODE_COPIES * sequences * self.shape.vocabulary * _FLOAT,
         }

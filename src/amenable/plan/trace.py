@@ -4,7 +4,7 @@ The model's own code passes over tensors that have a shape and no content (torch
 while every operation's result is counted from when it is made until nothing holds it. The model
 has one layer, then two; the rest of its layers cost as much as the second.
 
-Scratch space inside kernels is not seen. Rows are traced with a mask tensor; those of one
+Scratch space inside kernels is not seen. Padded rows are traced with a mask tensor; those of one
 completion do without, so that where key-value heads are shared, theirs count as repeated.
 """
 
@@ -23,9 +23,12 @@ from torch.utils.weak import WeakIdKeyDictionary
 from transformers import AutoModelForCausalLM, PreTrainedConfig
 
 from amenable.config.model import LoraConfig
+from amenable.data.collate import Span
 from amenable.models.adapters import add_adapter
 from amenable.models.load import set_dropout_to_zero
 from amenable.models.logprobs import trunk_of
+from amenable.models.packed_attention import attends_plainly, packed_row
+from amenable.models.packed_layers import shorten
 from amenable.models.roles import Role
 
 
@@ -44,6 +47,8 @@ def trunk_activations(
     width: int,
     dtype: torch.dtype,
     lora: LoraConfig,
+    *,
+    packed: bool,
 ) -> Activations:
     """Of `rows` rows of `width` tokens.
 
@@ -53,8 +58,9 @@ def trunk_activations(
         width: tokens of each, padding included.
         dtype: compute precision; bfloat16 runs under autocast.
         lora: adapters on a frozen base, or every weight in float32.
+        packed: rows stand end to end where the model's attention allows it, as on a CPU.
     """
-    one, two = (_peak(_cut(config, n), rows, width, dtype, lora) for n in (1, 2))
+    one, two = (_peak(_cut(config, n), rows, width, dtype, lora, packed) for n in (1, 2))
     layers = int(config.get_text_config().num_hidden_layers)
     return Activations(one + (layers - 1) * (two - one), one)
 
@@ -76,6 +82,7 @@ def _peak(
     width: int,
     dtype: torch.dtype,
     lora: LoraConfig,
+    packed: bool,
 ) -> int:
     role = _role(config, dtype, lora)
     with FakeTensorMode():
@@ -87,7 +94,8 @@ def _peak(
         live.leave_out([*role.model.parameters(), *role.model.buffers()])
         live.leave_out([p.grad for p in trained if p.grad is not None])
         with live:
-            _pass(role, rows, width)
+            layout = _packed_pass if packed and attends_plainly(role.plain) else _padded_pass
+            layout(role, rows, width)
         return live.peak
 
 
@@ -96,6 +104,7 @@ def _role(config: PreTrainedConfig, dtype: torch.dtype, lora: LoraConfig) -> Rol
     with torch.device("meta"):
         weights = dtype if lora.enabled else torch.float32
         model: Any = AutoModelForCausalLM.from_config(config, dtype=weights)
+        shorten(model)
         if lora.enabled:
             model.requires_grad_(False)
             model = add_adapter(model, "policy", lora, seed=0)
@@ -120,7 +129,7 @@ def _fill(model: nn.Module) -> None:
                     own[name] = fake(old)
 
 
-def _pass(role: Role, rows: int, width: int) -> None:
+def _padded_pass(role: Role, rows: int, width: int) -> None:
     """From the embeddings on: their own gradient comes when the activations are gone."""
     with role.active() as model:
         eager = model.config._attn_implementation == "eager"
@@ -131,6 +140,19 @@ def _pass(role: Role, rows: int, width: int) -> None:
                 rows, 1, width, width, dtype=model.dtype if eager else torch.bool
             ),
             position_ids=torch.zeros(rows, width, dtype=torch.long),
+            use_cache=False,
+        )
+    output.last_hidden_state.float().sum().backward()
+
+
+def _packed_pass(role: Role, rows: int, width: int) -> None:
+    """The same as one row."""
+    spans = [Span(start, start + width) for start in range(0, rows * width, width)]
+    with role.active() as model, packed_row(model, spans):
+        hidden = model.config.get_text_config().hidden_size
+        output = trunk_of(model)(
+            inputs_embeds=torch.zeros(1, rows * width, hidden, dtype=model.dtype),
+            position_ids=torch.zeros(1, rows * width, dtype=torch.long),
             use_cache=False,
         )
     output.last_hidden_state.float().sum().backward()

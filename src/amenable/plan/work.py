@@ -16,7 +16,7 @@ from amenable.config.preference import PreferenceConfig
 from amenable.config.recipe import Recipe
 from amenable.config.reward import RewardConfig
 from amenable.config.sft import SFTConfig
-from amenable.data.collate import micro_batches
+from amenable.data.collate import packs
 from amenable.plan.rows import Lengths, Rows
 
 Supervised = SFTConfig | RewardConfig | PreferenceConfig
@@ -78,12 +78,16 @@ def stage_work(stage: str, recipe: Recipe, rows: Rows) -> Work:
 
 
 def longest_micro_batch(rows: Sequence[Lengths], budget: int, batch: int) -> tuple[int, int]:
-    """Rows and width of the micro-batch with the most tokens among batches drawn from a sample."""
+    """Rows and mean length of the micro-batch with the most tokens among batches of a sample.
+
+    Padding is not counted: on a CPU there is none, elsewhere rows of like length stand together.
+    """
     shapes = []
     for draw in _drawn(rows, batch):
         lengths = [sum(row) for row in draw]
-        parts = micro_batches(lengths, budget)
-        shapes += [(len(part), max(lengths[i] for i in part)) for part in parts]
+        for part in packs(lengths, budget):
+            tokens = sum(lengths[i] for i in part)
+            shapes.append((len(part), math.ceil(tokens / len(part))))
     return max(shapes, key=lambda shape: shape[0] * shape[1])
 
 
@@ -115,9 +119,8 @@ def _passes(rows: Sequence[Lengths], count: int, budget: int) -> tuple[float, fl
     passes, tokens = 0, 0
     for draw in _drawn(rows, min(count, 512)):
         lengths = [sum(row) for row in draw]
-        parts = micro_batches(lengths, budget)
-        passes += len(parts)
-        tokens += sum(len(part) * max(lengths[i] for i in part) for part in parts)
+        passes += len(packs(lengths, budget))
+        tokens += sum(lengths)
     scale = count / max(1, min(count, 512)) / _DRAWS
     return passes * scale, tokens * scale
 

@@ -1,65 +1,73 @@
 """A key-value cache for decoding in which the samples of a prompt share the prompt's keys.
 
-The prompt's keys and values are held once, beside prompts of like length; every sample has room of
-its own for the tokens behind it, written in place. A step's attention is the softmax over both
-parts together, so that nothing is approximated, repeated or copied. Keys are kept in float32: in
-bfloat16 the scores themselves would be rounded, which fused attention does not do.
+Prompts of like length stand together, so that little padding is read. Where a prompt has several
+samples its keys and values are held once, and every sample has room of its own for the tokens
+behind it; where each has one, that room is behind the prompt's. A step's attention is the softmax
+over all of it together, so that nothing is approximated. Keys and values are kept in float32: in
+bfloat16 the scores themselves would be rounded, which fused attention does not do, and on a CPU
+every length would leave a compiled kernel behind (`projection.filling`).
 
-Shapes: P prompts of up to T tokens, B sequences, H key-value heads, G query heads of each, D head
-size, C tokens of the longest completion.
+Shapes: P prompts, the longest of T tokens, B sequences, H key-value heads, G query heads of each,
+D head size, C tokens of the longest completion.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import pad
-from transformers import AttentionInterface, DynamicCache, PreTrainedModel
+from transformers import AttentionInterface, PreTrainedModel
 from transformers.cache_utils import Cache
 
+from amenable.models.packed_attention import attention_by
+
 _IMPLEMENTATION = "amenable_prefix"
-_ALIKE = 0.75  # of the longest prompt of a group
+_GROUP_BYTES = 1_000_000  # are read in the time that a group of its own takes in every layer
 _active: ContextVar[PrefixCache] = ContextVar("active prefix cache")
 
 
-def serves(model: PreTrainedModel) -> bool:
-    """Whether every layer of the model attends to all earlier tokens, by the common interface."""
-    config = model.config.get_text_config()
-    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
-    plain = getattr(config, "sliding_window", None) is None or "layer_types" in vars(config)
-    common = getattr(model, "_supports_attention_backend", False)
-    sdpa = config._attn_implementation == "sdpa"
-    return bool(common and sdpa and plain and kinds == {"full_attention"})
+class CacheShape(NamedTuple):
+    """Of a model's keys, and of its values."""
+
+    layers: int
+    heads: int
+    size: int
+    device: torch.device
 
 
 class PrefixCache(Cache):
-    """Takes over what the passes over the prompts left.
+    """Room for prompts, which `fill` writes, and for their samples.
 
     Args:
-        prefilled: of each pass the cache, [p, H, t, D] a layer, padded on the left, and its mask,
-            [p, t] 1 at real tokens; longest prompts first.
+        lengths: [P] tokens of each prompt, longest first.
         prompts: [B] the prompt of each sequence, ascending.
         room: C, most tokens that a sequence will add.
+        shape: of the model's keys and values.
     """
 
     def __init__(
-        self, prefilled: Sequence[tuple[DynamicCache, Tensor]], prompts: Tensor, room: int
+        self, lengths: Sequence[int], prompts: Tensor, room: int, shape: CacheShape
     ) -> None:
         super().__init__(layers=[])
         self._groups: list[_Group] = []
+        self._places: list[tuple[int, int]] = []
         self._layer = -1
         start = 0
-        for alike in _of_like_width(prefilled):
-            end = start + sum(len(mask) for _, mask in alike)
+        for end in _ends(lengths, shape):
             mine = prompts[(prompts >= start) & (prompts < end)] - start
-            self._groups.append(_joined(alike, mine, room))
+            self._places += [(len(self._groups), n) for n in range(end - start)]
+            self._groups.append(_Group.empty(lengths[start:end], mine, room, shape))
             start = end
+
+    def fill(self, prompt: int, layer: int, keys: Tensor, values: Tensor) -> None:
+        """Write the [H, t, D] of a prompt's tokens, before any sequence has been added or left."""
+        group, place = self._places[prompt]
+        self._groups[group].fill(place, layer, keys, values)
 
     def extend(self, other: PrefixCache) -> None:
         """Put the sequences of another cache behind these."""
@@ -70,31 +78,37 @@ class PrefixCache(Cache):
         kept = []
         for start, end, group in self._spans():
             mine = indices[(indices >= start) & (indices < end)] - start
-            if len(mine):
+            if len(mine) == end - start:
+                kept.append(group)
+            elif len(mine):
                 kept.append(group.select(mine))
         self._groups = kept
 
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: Any, **__: Any
     ) -> tuple[Tensor, Tensor]:
-        """Write the [B, H, 1, D] of a step in place."""
-        for start, end, group in self._spans():
-            group.write(layer_idx, key_states[start:end, :, 0], value_states[start:end, :, 0])
-        self._layer = layer_idx
+        """Write the [B, H, 1, D] of a step, as transformers hands them over."""
+        self.write(layer_idx, key_states[:, :, 0], value_states[:, :, 0])
         return key_states, value_states
+
+    def write(self, layer: int, keys: Tensor, values: Tensor) -> None:
+        """Append a token's [B, H, D] to every sequence, in place; layers come in their order."""
+        for start, end, group in self._spans():
+            group.write(layer, keys[start:end], values[start:end])
+        self._layer = layer
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Columns of prompts and steps; positions are always given, so nothing depends on it."""
-        return max(int(group.hidden.shape[-1]) + group.length for group in self._groups)
+        return max(group.width + group.length for group in self._groups)
 
     def attend(self, query: Tensor, scaling: float) -> Tensor:
-        """[B, 1, H G, D] of the layer that was written last, from queries [B, H G, 1, D]."""
+        """[B, H G, D] of the layer that was written last, from queries [B, H G, D]."""
         heads = self._groups[0].values[0].shape[1]
-        query = query.float().reshape(len(query), heads, -1, query.shape[-1]) * scaling
+        grouped = query.float().unflatten(1, (heads, -1)) * scaling
         with torch.autocast(query.device.type, enabled=False):
-            parts = [g.attend(self._layer, query[start:end]) for start, end, g in self._spans()]
+            parts = [g.attend(self._layer, grouped[start:end]) for start, end, g in self._spans()]
         found = parts[0] if len(parts) == 1 else torch.cat(parts)
-        return found.reshape(len(found), 1, -1, found.shape[-1])
+        return found.flatten(1, 2)
 
     def _spans(self) -> Iterator[tuple[int, int, _Group]]:
         """Each group with its first sequence and the one behind its last."""
@@ -105,17 +119,53 @@ class PrefixCache(Cache):
             start = end
 
 
+def _ends(lengths: Sequence[int], shape: CacheShape) -> Iterator[int]:
+    """The prompt behind the last of each group: padding costs less than a group of its own."""
+    token = 2 * shape.heads * shape.size * torch.float32.itemsize
+    padding, first = 0, 0
+    for place, length in enumerate(lengths):
+        padding += lengths[first] - length
+        if padding * token > _GROUP_BYTES:
+            yield place
+            padding, first = 0, place
+    yield len(lengths)
+
+
 @dataclass
 class _Group:
-    """Prompts of like length, T the longest, and their samples, which are of one length."""
+    """Prompts of like length, T the longest, and their samples, which are of one length.
 
-    keys: list[Tensor]  # of a layer [P, H, D, T], float32
-    values: list[Tensor]  # of a layer [P, H, T, D]
+    Where each prompt has one sample, its tokens stand behind the prompt's and there are no `own`.
+    """
+
+    keys: list[Tensor]  # of a layer [P, H, T, D] or [B, H, T + C, D]
+    values: list[Tensor]  # the same
     hidden: Tensor  # [P, 1, 1, T] minus infinity at padding, else 0
-    own_keys: list[Tensor]  # of a layer [B, H, D, C], float32
-    own_values: list[Tensor]  # of a layer [B, H, C, D]
+    own_keys: list[Tensor]  # of a layer [B, H, C, D]
+    own_values: list[Tensor]  # the same
     prompts: Tensor  # [B] the prompt of each sample, ascending
     length: int = 0  # tokens that every sample has
+
+    @classmethod
+    def empty(cls, lengths: Sequence[int], prompts: Tensor, room: int, shape: CacheShape) -> _Group:
+        """Room for prompts of these lengths, on the left of which is padding."""
+        width, count, alone = lengths[0], len(lengths), len(prompts) == len(lengths)
+        columns = torch.arange(width, device=shape.device)
+        starts = width - torch.tensor(lengths, device=shape.device)
+        hidden = torch.zeros(count, width, device=shape.device)
+
+        def rows(number: int, tokens: int) -> list[Tensor]:
+            size = (number, shape.heads, tokens, shape.size)
+            return [torch.zeros(size, device=shape.device) for _ in range(shape.layers)]
+
+        return cls(
+            keys=rows(count, width + room * alone),
+            values=rows(count, width + room * alone),
+            hidden=hidden.masked_fill_(columns < starts[:, None], -torch.inf)[:, None, None],
+            own_keys=[] if alone else rows(len(prompts), room),
+            own_values=[] if alone else rows(len(prompts), room),
+            prompts=prompts,
+        )
 
     def __post_init__(self) -> None:
         """Number the samples of each prompt, so that their queries stand side by side."""
@@ -126,6 +176,14 @@ class _Group:
         self._slots = self.prompts * self._most + every - first[self.prompts]
         self._whole = len(self.prompts) == len(self.hidden) * self._most
         self._padded = bool(self.hidden.isinf().any())
+        self._alone = not self.own_keys
+        self.width = int(self.hidden.shape[-1])
+
+    def fill(self, prompt: int, layer: int, keys: Tensor, values: Tensor) -> None:
+        """Write the [H, t, D] of a prompt's tokens."""
+        place = slice(self.width - keys.shape[1], self.width)
+        self.keys[layer][prompt, :, place] = keys
+        self.values[layer][prompt, :, place] = values
 
     def select(self, samples: Tensor) -> _Group:
         """These samples, and the prompts that they have."""
@@ -149,18 +207,28 @@ class _Group:
         """Append a token's [B, H, D] to every sample; layers come in their order."""
         if layer == 0:
             self.length += 1
-        self.own_keys[layer][..., self.length - 1] = key
-        self.own_values[layer][:, :, self.length - 1] = value
+        place = self.length - 1
+        if self._alone:
+            self.keys[layer][:, :, self.width + place] = key
+            self.values[layer][:, :, self.width + place] = value
+        else:
+            self.own_keys[layer][:, :, place] = key
+            self.own_values[layer][:, :, place] = value
 
     def attend(self, layer: int, query: Tensor) -> Tensor:
         """[B, H, G, D] of scaled queries [B, H, G, D] over prompt and own tokens together."""
-        behind = self._to_prompts(query) @ self.keys[layer]
+        if self._alone:
+            seen = self.width + self.length
+            scores = query @ self.keys[layer][:, :, :seen].transpose(-1, -2)
+            if self._padded:
+                scores[..., : self.width] += self.hidden
+            return scores.softmax(-1) @ self.values[layer][:, :, :seen]
+        behind = self._to_prompts(query) @ self.keys[layer].transpose(-1, -2)
         if self._padded:
             behind += self.hidden
-        own = query @ self.own_keys[layer][..., : self.length]
+        own = query @ self.own_keys[layer][:, :, : self.length].transpose(-1, -2)
         weights = torch.cat([self._to_rows(behind), own], -1).softmax(-1)
-        weights = weights.to(self.values[layer].dtype)
-        before, after = weights.split([self.hidden.shape[-1], self.length], -1)
+        before, after = weights.split([self.width, self.length], -1)
         found: Tensor = after @ self.own_values[layer][:, :, : self.length]
         return found + self._to_rows(self._to_prompts(before) @ self.values[layer])
 
@@ -185,49 +253,12 @@ class _Group:
         return grid if self._whole else grid[self._slots]
 
 
-def _of_like_width(
-    prefilled: Sequence[tuple[DynamicCache, Tensor]],
-) -> list[list[tuple[DynamicCache, Tensor]]]:
-    """Neighbouring passes together, as long as a group costs more than their padding."""
-    groups: list[list[tuple[DynamicCache, Tensor]]] = []
-    for cache, mask in prefilled:
-        if groups and mask.shape[1] >= _ALIKE * groups[-1][0][1].shape[1]:
-            groups[-1].append((cache, mask))
-        else:
-            groups.append([(cache, mask)])
-    return groups
-
-
-def _joined(prefilled: Sequence[tuple[DynamicCache, Tensor]], prompts: Tensor, room: int) -> _Group:
-    width, count = prefilled[0][1].shape[1], len(prompts)
-
-    def together(parts: Iterable[Tensor]) -> Tensor:
-        """Rows of all passes, widened on the left of their last dimension but one."""
-        wide = [pad(x, (0, 0, width - x.shape[-2], 0)) for x in parts]
-        return wide[0] if len(wide) == 1 else torch.cat(wide)
-
-    layers = list(zip(*(cast(Any, cache).layers for cache, _ in prefilled), strict=True))
-    keys = [together(part.keys.float() for part in layer) for layer in layers]
-    values = [together(part.values for part in layer) for layer in layers]
-    mask = together(mask[:, :, None] for _, mask in prefilled)[:, :, 0]
-    hidden = torch.zeros(mask.shape, dtype=torch.float32, device=mask.device)
-    return _Group(
-        keys=[k.transpose(-1, -2).contiguous() for k in keys],
-        values=values,
-        hidden=hidden.masked_fill_(mask == 0, -torch.inf)[:, None, None],
-        own_keys=[k.new_empty(count, k.shape[1], k.shape[3], room) for k in keys],
-        own_values=[v.new_empty(count, v.shape[1], room, v.shape[3]) for v in values],
-        prompts=prompts,
-    )
-
-
 def _attend(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **kwargs: Any
 ) -> tuple[Tensor, None]:
     scaling = kwargs.get("scaling")
-    return _active.get().attend(
-        query, query.shape[-1] ** -0.5 if scaling is None else scaling
-    ), None
+    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+    return _active.get().attend(query[:, :, 0], scaling)[:, None], None
 
 
 AttentionInterface.register(_IMPLEMENTATION, _attend)
@@ -236,11 +267,9 @@ AttentionInterface.register(_IMPLEMENTATION, _attend)
 @contextmanager
 def attending(model: PreTrainedModel, cache: PrefixCache) -> Iterator[None]:
     """The model's attention reads the cache."""
-    config = model.config.get_text_config()
-    before, token = config._attn_implementation, _active.set(cache)
-    config._attn_implementation = _IMPLEMENTATION
+    token = _active.set(cache)
     try:
-        yield
+        with attention_by(model, _IMPLEMENTATION):
+            yield
     finally:
-        config._attn_implementation = before
         _active.reset(token)

@@ -7,8 +7,8 @@ V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
@@ -19,7 +19,9 @@ from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import Cache
 
 from amenable.data.collate import micro_batches
-from amenable.rollout.prefix_cache import PrefixCache, attending, serves
+from amenable.models.packed_attention import attends_plainly
+from amenable.rollout.lean_llama import LeanLlama, is_lean
+from amenable.rollout.prefix_cache import CacheShape, PrefixCache, attending
 from amenable.rollout.types import Request, Rollout, Sampling, uniform_noise
 
 if TYPE_CHECKING:
@@ -60,7 +62,8 @@ class TransformersEngine:
         self.dtype = dtype
         self._batch_size = batch_size
         self._role = role
-        self._shares_prompts = serves(model)
+        self._shares_prompts = attends_plainly(model)
+        self._lean: LeanLlama | None = None
 
     @torch.no_grad()
     def generate(
@@ -94,13 +97,21 @@ class TransformersEngine:
                 self.advance(decoding, drawn)
         return rollouts.found()
 
-    def running(self) -> AbstractContextManager[object]:
-        """The context in which forward passes run: precision, and the role's adapter."""
-        if self._role is not None:
-            return self._role.active()
-        return torch.autocast(
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """What forward passes run in: precision, the role's adapter, the present weights."""
+        precision: AbstractContextManager[object] = torch.autocast(
             self.model.device.type, torch.bfloat16, enabled=self.dtype is torch.bfloat16
         )
+        if self._role is not None:
+            precision = self._role.active()
+        elif is_lean(self.model):
+            self._lean = LeanLlama(self.model, self.dtype)
+        try:
+            with precision:
+                yield
+        finally:
+            self._lean = None
 
     def _next(
         self, waiting: list[tuple[tuple[int, ...], list[int]]], present: int
@@ -139,17 +150,31 @@ class TransformersEngine:
         rows = torch.repeat_interleave(torch.arange(len(prompts)), repeats).to(device)
         length = torch.tensor([len(prompt) for prompt in prompts], device=device)
         if self._shares_prompts:
-            budget = _PREFILL_TOKENS.get(device.type, _MOST_PREFILL_TOKENS)
-            parts = micro_batches([len(prompt) for prompt in prompts], budget)
-            encoded = [self._encode([prompts[i] for i in part]) for part in parts]
-            logits = torch.cat([part.logits for part in encoded])
-            cache = PrefixCache([(part.cache, part.mask) for part in encoded], rows, room)
+            logits, cache = self._shared(prompts, rows, room)
             return Decoding(logits[rows], cache, None, length[rows])
         whole = self._encode(prompts)
         decoding = Decoding(whole.logits, whole.cache, whole.mask, length)
         if len(rows) > len(prompts):
             decoding.select(rows)
         return decoding
+
+    def _shared(
+        self, prompts: Sequence[tuple[int, ...]], rows: Tensor, room: int
+    ) -> tuple[Tensor, PrefixCache]:
+        """[P, V] logits, and a cache whose sequences are of the prompts `rows` [B]."""
+        lengths = [len(prompt) for prompt in prompts]
+        budget = _PREFILL_TOKENS.get(self.model.device.type, _MOST_PREFILL_TOKENS)
+        if self._lean is not None:
+            cache = PrefixCache(lengths, rows, room, self._lean.cache_shape)
+            return self._lean.prefill(prompts, cache, budget), cache
+        parts = micro_batches(lengths, budget)
+        encoded = [self._encode([prompts[index] for index in part]) for part in parts]
+        cache = PrefixCache(lengths, rows, room, encoded[0].cache_shape())
+        for part, whole in zip(parts, encoded, strict=True):
+            for row, index in enumerate(part):
+                for number, (keys, values) in enumerate(whole.of_prompt(row, lengths[index])):
+                    cache.fill(index, number, keys, values)
+        return torch.cat([whole.logits for whole in encoded]), cache
 
     def _encode(self, prompts: Sequence[tuple[int, ...]]) -> _Encoded:
         width, device = max(map(len, prompts)), self.model.device
@@ -166,6 +191,10 @@ class TransformersEngine:
     def advance(self, decoding: Decoding, tokens: Tensor) -> None:
         """Read one token of every sequence; the logits of the next are in `decoding`."""
         cache = decoding.cache
+        if self._lean is not None and isinstance(cache, PrefixCache):
+            decoding.logits = self._lean.step(tokens, decoding.length, cache)
+            decoding.length = decoding.length + 1
+            return
         attention: AbstractContextManager[None] = nullcontext()
         if isinstance(cache, PrefixCache):
             attention = attending(self.model, cache)
@@ -199,6 +228,17 @@ class _Encoded(NamedTuple):
     logits: Tensor  # [P, V] of the first token
     cache: DynamicCache
     mask: Tensor  # [P, T] 1 on real tokens
+
+    def cache_shape(self) -> CacheShape:
+        """As a prefix cache has it."""
+        layers = cast(Any, self.cache).layers
+        keys = layers[0].keys
+        return CacheShape(len(layers), keys.shape[1], keys.shape[3], keys.device)
+
+    def of_prompt(self, row: int, length: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Keys and values [H, length, D] of each layer."""
+        for layer in cast(Any, self.cache).layers:
+            yield layer.keys[row, :, -length:], layer.values[row, :, -length:]
 
 
 @dataclass

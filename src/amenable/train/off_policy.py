@@ -18,7 +18,7 @@ from torch import Tensor
 
 from amenable.artifacts import write_json
 from amenable.config.preference import PreferenceConfig
-from amenable.data.collate import PromptGroup, collate, split_groups
+from amenable.data.collate import PromptGroup, collate
 from amenable.data.row_file import open_prompts
 from amenable.errors import NumericsError
 from amenable.losses.kto import kto_reference_point
@@ -192,7 +192,7 @@ class PairLearner:
         self, rows: Sequence[int], groups: Sequence[PromptGroup]
     ) -> list[tuple[list[int], list[PromptGroup]]]:
         """The rows of each micro-batch, and their groups."""
-        parts = split_groups(groups, self._config.micro_batch_tokens)
+        parts = self._role.split(groups, self._config.micro_batch_tokens)
         return [([rows[i] for i in part], [groups[i] for i in part]) for part in parts]
 
     def _forward(

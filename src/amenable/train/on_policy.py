@@ -16,7 +16,7 @@ import torch
 from amenable.algorithms import ALGORITHMS, kl_placement
 from amenable.artifacts import write_json
 from amenable.data.annotator import SimulatedAnnotator
-from amenable.data.collate import PromptGroup, collate, seeded_epochs, split_groups
+from amenable.data.collate import PromptGroup, collate, seeded_epochs
 from amenable.data.row_file import open_prompts
 from amenable.errors import NumericsError, StageError
 from amenable.models.export import export_policy
@@ -264,7 +264,7 @@ class _OnPolicyLoop:
             PromptGroup(own[0].rollout.prompt_ids, [e.rollout.completion_ids for e in own])
             for own in grouped
         ]
-        parts = split_groups(groups, self._ctx.recipe.policy.micro_batch_tokens)
+        parts = self._roles.policy.split(groups, self._ctx.recipe.policy.micro_batch_tokens)
         return [
             self._micro_batch([groups[i] for i in part], [e for i in part for e in grouped[i]])
             for part in parts

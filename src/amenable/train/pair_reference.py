@@ -21,7 +21,6 @@ from amenable.data.collate import (
     GroupBatch,
     PromptGroup,
     collate,
-    split_groups,
 )
 from amenable.data.render import Renderer
 from amenable.data.row_file import RowFile, open_preferences
@@ -252,7 +251,7 @@ class _Late:
 def all_logprobs(role: Role, groups: Sequence[PromptGroup], pad_id: int, budget: int) -> Tensor:
     """[groups, 2] `pair_logprobs` of any number of pairs, on the CPU."""
     found = torch.full((len(groups), 2), torch.nan)
-    for part in split_groups(groups, budget):
+    for part in role.split(groups, budget):
         batch = collate([groups[i] for i in part], pad_id).to(role.device)
         found[part] = pair_logprobs(role, batch).cpu()
     return found

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from amenable.artifacts import write_json
-from amenable.data.collate import PromptGroup, collate, split_groups
+from amenable.data.collate import PromptGroup, collate
 from amenable.data.render import Renderer
 from amenable.data.row_file import open_demonstrations, open_preferences
 from amenable.data.schemas import Choice, Preference
@@ -160,7 +160,7 @@ def reward_gradient(
     weight = sum(row.weight for row in rows)
     decided = sum(row.choice is not Choice.TIE for row in rows)
     loss = correct = margin = 0.0
-    for part in split_groups(groups, micro_batch_tokens):
+    for part in role.split(groups, micro_batch_tokens):
         own, tokens = [rows[i] for i in part], pair_tokens([groups[i] for i in part])
         batch = collate([groups[i] for i in part], pad_id).to(role.device)
         scores = role.scalar_head.members(role.states(batch).last)
@@ -246,7 +246,7 @@ def _disagreement(
 ) -> dict[str, Any]:
     """How far the heads of an ensemble are apart on held-out pairs, ties left out."""
     spread = torch.zeros(len(groups))
-    for part in split_groups(groups, micro_batch_tokens):
+    for part in role.split(groups, micro_batch_tokens):
         batch = collate([groups[i] for i in part], renderer.pad_id).to(role.device)
         members = role.scalar_head.members(role.states(batch).last).view(len(part), 2, -1)
         spread[part] = (members[:, 0] - members[:, 1]).std(-1).cpu()

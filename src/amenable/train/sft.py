@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from amenable.data.collate import PromptGroup, collate, split_groups
+from amenable.data.collate import PromptGroup, collate
 from amenable.data.render import Renderer
 from amenable.data.row_file import open_demonstrations
 from amenable.data.schemas import Demonstration
@@ -99,7 +99,7 @@ def sft_gradient(
     """
     tokens = sum(len(ids) for group in groups for ids in group.completions)
     loss = 0.0
-    for part in split_groups(groups, micro_batch_tokens):
+    for part in role.split(groups, micro_batch_tokens):
         batch = collate([groups[i] for i in part], pad_id).to(role.device)
         losses = cross_entropy(role.logprobs(batch).logprobs, batch.mask)
         loss += add_gradient(losses, batch.mask, tokens, partial(_blame, part, blame))
@@ -117,7 +117,7 @@ def sft_loss(
 ) -> float:
     """Mean loss in nats a completion token."""
     total, tokens = 0.0, 0
-    for part in split_groups(groups, micro_batch_tokens):
+    for part in role.split(groups, micro_batch_tokens):
         batch = collate([groups[i] for i in part], pad_id).to(role.device)
         total += float(cross_entropy(role.logprobs(batch).logprobs, batch.mask).sum())
         tokens += int(batch.mask.sum())

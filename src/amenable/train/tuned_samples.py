@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from amenable.data.annotator import SimulatedAnnotator
-from amenable.data.collate import PromptGroup, collate, split_groups
+from amenable.data.collate import PromptGroup, collate
 from amenable.data.row_file import open_prompts
 from amenable.data.schemas import Prompt
 from amenable.losses.likelihood import sequence_logprobs
@@ -69,7 +69,7 @@ def _log_ratios(
     """[n] nats of each completion."""
     groups = [PromptGroup(rollout.prompt_ids, [rollout.completion_ids]) for rollout in rollouts]
     found = torch.zeros(len(groups))
-    for part in split_groups(groups, budget):
+    for part in policy.split(groups, budget):
         batch = collate([groups[i] for i in part], pad_id).to(policy.device)
         sides = [
             sequence_logprobs(r.logprobs(batch).logprobs, batch.mask) for r in (policy, reference)

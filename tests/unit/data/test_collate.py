@@ -7,10 +7,11 @@ import torch
 
 from amenable.data.collate import (
     PromptGroup,
+    Span,
     collate,
     micro_batches,
+    packs,
     seeded_epochs,
-    split_groups,
 )
 
 PAD = 99
@@ -82,11 +83,22 @@ def test_micro_batches_hold_every_row_once_within_the_budget() -> None:
     assert longest == sorted(longest, reverse=True)
 
 
-def test_split_groups_counts_prompt_and_all_completions() -> None:
+def test_packs_by_hand() -> None:
+    """Longest first, each where there is room: 9 + 1, 6 + 4; 30 has no room anywhere."""
+    assert packs([4, 9, 1, 6], max_tokens=10) == [[1, 2], [3, 0]]
+    assert packs([30, 2], max_tokens=10) == [[0], [1]]
+    assert packs([], max_tokens=10) == []
+
+
+def test_a_group_counts_its_prompt_and_all_completions() -> None:
     assert [group.tokens for group in GROUPS] == [6, 3]
-    assert split_groups(GROUPS, 11) == [[0], [1]]
-    assert split_groups(GROUPS, 12) == [[0], [1]], "half of the second row would be padding"
-    assert split_groups(GROUPS, 25) == [[0, 1]], "too few tokens to leave it out"
+
+
+def test_spans_by_hand() -> None:
+    """Two completions: the prompt and each of them; one completion: a single text."""
+    batch = collate([PromptGroup([1, 2], [[3], [4, 5]]), PromptGroup([6], [[7, 8]])], PAD)
+    assert batch.spans == (Span(0, 2), Span(2, 3, 0, 2), Span(3, 5, 0, 2), Span(5, 8))
+    assert batch.input_ids.flatten()[batch.real].tolist() == [1, 2, 3, 4, 5, 6, 7, 8]
 
 
 def test_every_pass_is_a_new_permutation() -> None:

@@ -219,9 +219,18 @@ def test_named_precisions_and_unknown_name() -> None:
         resolve_dtype("fp16", "cpu")
 
 
-@pytest.mark.parametrize(("units", "wanted"), [(True, torch.bfloat16), (False, torch.float32)])
-def test_auto_is_bf16_on_a_cpu_only_with_matrix_units(
-    monkeypatch: pytest.MonkeyPatch, units: bool, wanted: torch.dtype
+@pytest.mark.parametrize(
+    ("able", "wanted"),
+    [
+        ({"amx_bf16": True, "cpu_name": "Intel(R) Xeon(R) Processor"}, torch.bfloat16),
+        ({"avx512_bf16": True, "cpu_name": "AMD EPYC"}, torch.bfloat16),
+        ({"avx512_bf16": True, "cpu_name": "Intel(R) Xeon(R) Processor"}, torch.float32),
+        ({"avx512_bf16": False, "cpu_name": "AMD EPYC"}, torch.float32),
+        ({}, torch.float32),
+    ],
+)
+def test_auto_is_bf16_on_a_cpu_that_multiplies_it_faster(
+    monkeypatch: pytest.MonkeyPatch, able: dict[str, object], wanted: torch.dtype
 ) -> None:
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": units})
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: able)
     assert resolve_dtype("auto", "cpu") is wanted

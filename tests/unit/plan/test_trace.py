@@ -72,13 +72,13 @@ def test_traced_bytes_are_what_autograd_keeps_and_a_little_for_the_way_back(
 ) -> None:
     config = CONFIGS[family]
     kept = held_bytes(config, 6, 40, lora)
-    traced = trunk_activations(config, 6, 40, torch.float32, lora).training
+    traced = trunk_activations(config, 6, 40, torch.float32, lora, packed=False).training
     assert kept < traced < 1.35 * kept
 
 
 def test_activations_grow_with_rows_and_forward_needs_few_of_them() -> None:
     config = CONFIGS["llama"]
-    one, two = (trunk_activations(config, n, 32, torch.float32, LORA) for n in (8, 16))
+    one, two = (trunk_activations(config, n, 32, torch.float32, LORA, packed=True) for n in (8, 16))
     assert two.training == pytest.approx(2 * one.training, rel=0.02)
     assert one.forward < 0.5 * one.training
 
@@ -86,7 +86,7 @@ def test_activations_grow_with_rows_and_forward_needs_few_of_them() -> None:
 def test_half_precision_keeps_less() -> None:
     config = CONFIGS["llama"]
     full, half = (
-        trunk_activations(config, 16, 32, dtype, LORA).training
+        trunk_activations(config, 16, 32, dtype, LORA, packed=True).training
         for dtype in (torch.float32, torch.bfloat16)
     )
     assert 0.4 * full < half < 0.9 * full

@@ -9,8 +9,9 @@ import transformers
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from amenable.rollout import transformers_engine
-from amenable.rollout.prefix_cache import PrefixCache, serves
+from amenable.models.packed_attention import attends_plainly
+from amenable.rollout import prefix_cache, transformers_engine
+from amenable.rollout.prefix_cache import PrefixCache
 from amenable.rollout.transformers_engine import Decoding, TransformersEngine
 
 SIZES = {
@@ -54,15 +55,37 @@ def opened(model: PreTrainedModel, room: int = 6) -> tuple[TransformersEngine, D
 
 
 @pytest.mark.parametrize("budget", [2048, 14, 1])
-@pytest.mark.parametrize("family", ["Llama", "Qwen2", "Qwen3", "GPTNeoX", "GPT2"])
+@pytest.mark.parametrize("bytes_of_a_group", [0, 1_000_000])
+@pytest.mark.parametrize(
+    ("family", "lean"),
+    [
+        ("Llama", True),
+        ("Llama", False),
+        ("Qwen2", True),
+        ("Qwen2", False),
+        ("Qwen3", True),
+        ("Qwen3", False),
+        ("GPTNeoX", False),
+        ("GPT2", False),
+    ],
+)
 @torch.no_grad()
 def test_logits_are_those_of_every_text_alone(
-    monkeypatch: pytest.MonkeyPatch, family: str, budget: int
+    monkeypatch: pytest.MonkeyPatch, family: str, lean: bool, bytes_of_a_group: int, budget: int
 ) -> None:
     """Also where prompts are read in several passes, and after samples have left."""
     monkeypatch.setitem(transformers_engine._PREFILL_TOKENS, "cpu", budget)
-    model = random_model(family)
-    engine, decoding = opened(model)
+    monkeypatch.setattr(prefix_cache, "_GROUP_BYTES", bytes_of_a_group)
+    engine = TransformersEngine(model := random_model(family), eos_ids=frozenset({1}), pad_id=0)
+    if not lean:
+        monkeypatch.setattr(transformers_engine, "is_lean", lambda model: False)
+    with engine.running():
+        assert (engine._lean is not None) == lean
+        check_logits(engine, engine.prefill(BATCH, 6), model)
+
+
+def check_logits(engine: TransformersEngine, decoding: Decoding, model: PreTrainedModel) -> None:
+    """Step by step, while samples leave, against whole texts."""
     assert isinstance(decoding.cache, PrefixCache)
     texts = [list(prompt) for prompt, samples in BATCH.items() for _ in samples]
     draw = torch.Generator().manual_seed(1)
@@ -100,23 +123,33 @@ def test_a_prompts_keys_are_held_once_and_go_with_its_last_sample() -> None:
     _, decoding = opened(random_model("Llama"))
     assert isinstance(decoding.cache, PrefixCache)
     (group,) = decoding.cache._groups
-    assert [keys.shape for keys in group.keys] == [(4, 2, 8, 14)] * 3
+    assert [keys.shape for keys in group.keys] == [(4, 2, 14, 8)] * 3
+    assert [keys.shape for keys in group.own_keys] == [(7, 2, 6, 8)] * 3
     decoding.select(torch.tensor([0, 2, 6]))
     (group,) = decoding.cache._groups
-    assert [keys.shape for keys in group.keys] == [(2, 2, 8, 14)] * 3
+    assert [keys.shape for keys in group.keys] == [(2, 2, 14, 8)] * 3
+
+
+@torch.no_grad()
+def test_the_only_sample_of_a_prompt_goes_on_behind_it() -> None:
+    engine, _ = opened(random_model("Llama"))
+    decoding = engine.prefill({(4, 5, 6): [0], (7,): [1]}, 6)
+    assert isinstance(decoding.cache, PrefixCache)
+    (group,) = decoding.cache._groups
+    assert [keys.shape for keys in group.keys] == [(2, 2, 3 + 6, 8)] * 3
+    assert not group.own_keys
 
 
 @torch.no_grad()
 def test_prompts_of_other_lengths_carry_no_padding(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A group leaves with its last sample."""
-    monkeypatch.setitem(transformers_engine._PREFILL_TOKENS, "cpu", 1)
+    """Where reading it would take longer than a group of their own, which leaves with them."""
+    monkeypatch.setattr(prefix_cache, "_GROUP_BYTES", 0)
     _, decoding = opened(random_model("Llama"))
     assert isinstance(decoding.cache, PrefixCache)
-    widths = [group.keys[0].shape[-1] for group in decoding.cache._groups]
-    assert widths == [14, 4, 1]
-    assert [len(group.prompts) for group in decoding.cache._groups] == [3, 2, 2]
+    assert [group.width for group in decoding.cache._groups] == [14, 4, 3, 1]
+    assert [len(group.prompts) for group in decoding.cache._groups] == [3, 1, 1, 2]
     decoding.select(torch.tensor([3, 5]))
-    assert [group.keys[0].shape[-1] for group in decoding.cache._groups] == [4, 1]
+    assert [group.width for group in decoding.cache._groups] == [4, 1]
 
 
 @torch.no_grad()
@@ -141,6 +174,6 @@ def test_other_kinds_of_attention_keep_their_own_cache(
     family: str, changes: dict[str, Any]
 ) -> None:
     model = random_model(family, **changes)
-    assert not serves(model)
+    assert not attends_plainly(model)
     assert not isinstance(opened(model)[1].cache, PrefixCache)
-    assert serves(random_model("Mistral", sliding_window=None))
+    assert attends_plainly(random_model("Mistral", sliding_window=None))

@@ -24,6 +24,7 @@ from amenable.models.build import Foundation
 from amenable.models.heads import ScalarHead
 from amenable.models.roles import Role
 from amenable.rollout import transformers_engine as engines
+from amenable.rollout.lean_llama import LeanLlama
 from amenable.rollout.transformers_engine import RolloutCopy, TransformersEngine
 from amenable.train.gate import run_gate
 from amenable.train.policy_roles import PolicyRoles
@@ -137,7 +138,14 @@ def completions_see_each_other(patch: Patch, world: World) -> None:
         rows, size = segments.shape
         return torch.ones(size, size, dtype=torch.bool).tril().expand(rows, 1, size, size)
 
+    def whole(groups: Any) -> Any:
+        start = 0
+        for group in groups:
+            yield collating.Span(start, start + group.tokens)
+            start += group.tokens
+
     patch.setattr(collating, "_group_attention", causal)
+    patch.setattr(collating, "_spans", whole)
 
 
 def trainer_pads_left_without_a_mask(patch: Patch, world: World) -> None:
@@ -160,6 +168,7 @@ def trainer_pads_left_without_a_mask(patch: Patch, world: World) -> None:
 
 def sampler_attends_to_padding(patch: Patch, world: World) -> None:
     """Prompts are padded on the left and the mask says that all is real."""
+    patch.setattr(engines, "is_lean", lambda model: False)
     real = TransformersEngine._encode
 
     def wrong(self: Any, prompts: Any) -> Any:
@@ -171,6 +180,7 @@ def sampler_attends_to_padding(patch: Patch, world: World) -> None:
 
 def sampler_positions_count_padding(patch: Patch, world: World) -> None:
     """The prompt's positions are its columns."""
+    patch.setattr(engines, "is_lean", lambda model: False)
     real = TransformersEngine._forward
 
     def wrong(self: Any, ids: Any, mask: Any, positions: Any, cache: Any) -> Any:
@@ -179,6 +189,18 @@ def sampler_positions_count_padding(patch: Patch, world: World) -> None:
         return real(self, ids, mask, positions, cache)
 
     patch.setattr(TransformersEngine, "_forward", wrong)
+
+
+def prompts_count_on(patch: Patch, world: World) -> None:
+    """Positions go on from one prompt to the next that is read in the same pass."""
+    real = LeanLlama._hidden
+
+    def wrong(self: Any, ids: Any, positions: Any, *rest: Any) -> Any:
+        if len(ids) > len(positions.unique()) and int(positions[0]) == 0:
+            positions = torch.arange(len(ids))
+        return real(self, ids, positions, *rest)
+
+    patch.setattr(LeanLlama, "_hidden", wrong)
 
 
 def stale_copy(patch: Patch, world: World) -> None:
@@ -356,6 +378,7 @@ FAULTS = [
     Planted(trainer_pads_left_without_a_mask, "neighbours"),
     Planted(sampler_attends_to_padding, "roll-out"),
     Planted(sampler_positions_count_padding, "roll-out"),
+    Planted(prompts_count_on, "roll-out"),
     Planted(stale_copy, "roll-out"),
     Planted(merged_with_half_the_scale, "roll-out"),
     Planted(sampler_in_bf16, "roll-out", bf16=False),

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from amenable.data.collate import PromptGroup, collate, split_groups
+from amenable.data.collate import PromptGroup, collate
 from amenable.errors import StageError
 from amenable.rollout.rewards.normaliser import Normaliser
 
@@ -52,7 +52,7 @@ def score_groups(
     for group in groups:
         starts.append(starts[-1] + len(group.completions))
     scores = torch.zeros(starts[-1])
-    for part in split_groups(groups, micro_batch_tokens):
+    for part in role.split(groups, micro_batch_tokens):
         batch = collate([groups[i] for i in part], pad_id).to(role.device)
         where = [n for i in part for n in range(starts[i], starts[i + 1])]
         scores[where] = role.scores(batch).cpu()

@@ -57,14 +57,16 @@ class Heads:
             found["critic"] = self.critic.values(batch)[batch.mask].cpu()
         return found
 
-    def plain(self, groups: Sequence[PromptGroup], side: str | None) -> dict[str, Tensor]:
+    def plain(
+        self, groups: Sequence[PromptGroup], side: str | None, attention: str | None = None
+    ) -> dict[str, Tensor]:
         """The same from transformers' hidden states: each row alone, or padded on a side."""
         rows = pairs(groups)
         found: dict[str, Tensor] = {}
         states: tuple[Tensor, Tensor] | None = None
         for name, role in self.roles.items():
             if states is None or not self._share_a_trunk:
-                states = Plain(role, self.pad_id).states(rows, side)
+                states = Plain(role, self.pad_id, attention).states(rows, side)
             before, last = states
             read = torch.cat([last, before]) if name == "reward" else before
             found[name] = role.scalar_head(read).cpu()

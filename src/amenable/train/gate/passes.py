@@ -6,6 +6,7 @@ Shapes: N completions, C tokens of the longest, M real completion tokens in all,
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, cast
@@ -16,6 +17,7 @@ from transformers import DynamicCache
 
 from amenable.data.collate import PromptGroup, collate
 from amenable.models.logprobs import trunk_of
+from amenable.models.packed_attention import attention_by
 from amenable.models.roles import Role
 from amenable.rollout.transformers_engine import TransformersEngine
 from amenable.rollout.types import uniform_noise
@@ -107,10 +109,19 @@ class Plain:
     Args:
         role: whose weights.
         pad_id: fills rows.
+        attention: transformers' name of the attention to use; None: the model's own.
     """
 
     role: Role
     pad_id: int
+    attention: str | None = None
+
+    @contextmanager
+    def _active(self) -> Iterator[Any]:
+        with self.role.active() as model:
+            own = model.config.get_text_config()._attn_implementation
+            with attention_by(model, self.attention or own):
+                yield model
 
     def logits(self, rows: Sequence[Row], side: str | None) -> list[Tensor]:
         """[tokens, V] float32 logits before each completion token, for every row.
@@ -125,7 +136,7 @@ class Plain:
 
     def _logits(self, rows: Sequence[Row], side: str, extra: int) -> list[Tensor]:
         tokens, mask, positions = self._inputs(rows, side, extra)
-        with self.role.active() as model:
+        with self._active() as model:
             output = cast(Any, model)(
                 input_ids=tokens, attention_mask=mask, position_ids=positions, use_cache=False
             )
@@ -167,7 +178,7 @@ class Plain:
 
     def _states(self, rows: Sequence[Row], side: str, extra: int) -> tuple[Tensor, Tensor]:
         tokens, mask, positions = self._inputs(rows, side, extra)
-        with self.role.active() as model:
+        with self._active() as model:
             hidden = trunk_of(model)(
                 input_ids=tokens, attention_mask=mask, position_ids=positions, use_cache=False
             ).last_hidden_state

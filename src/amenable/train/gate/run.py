@@ -119,7 +119,7 @@ class _Ruler:
 
     In fp32 the largest difference counts and the bound is fixed. In bf16 a single token's
     difference says little: the root mean square over the tokens counts, against a multiple of what
-    plain transformers has.
+    plain transformers has: between rows alone, padded on the left, and by another attention.
     """
 
     exact: bool
@@ -250,7 +250,8 @@ class _Gate:
         left = picked(plain.logits(own, "left"), own, temperature)
         self._plain = [expected, left]
         if not self._ruler.exact:
-            self._plain.append(picked(plain.logits(own, "right"), own, temperature))
+            eager = Plain(role, pad, "eager")
+            self._plain.append(picked(eager.logits(own, "right"), own, temperature))
             said = torch.cat(
                 [part.gather(1, _column(ids)) for part, (_, ids) in zip(logits, own, strict=True)]
             )
@@ -337,7 +338,7 @@ class _Gate:
         plain = self._heads.plain(few, None)
         sides = []
         if plain and not self._ruler.exact:
-            sides = [self._heads.plain(few, side) for side in ("left", "right")]
+            sides = [self._heads.plain(few, "left"), self._heads.plain(few, "right", "eager")]
         for name in self._heads.roles:
             scale = max(1.0, float(plain[name].square().mean().sqrt()))
             ruler = _Ruler(self._ruler.exact, FP32 * scale)

@@ -1,0 +1,89 @@
+"""Packed attention against a plain softmax over masked scores, in float64."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from amenable.data.collate import PromptGroup, Span, collate
+from amenable.models import logprobs
+from amenable.models.packed_attention import packed_attention
+
+from .conftest import build
+
+SPANS = (Span(0, 170), Span(170, 190), Span(190, 193, 170, 190), Span(193, 333, 170, 190))
+"""One text longer than a block of queries; a prompt with two completions, one of them so too."""
+TOKENS = 333
+
+
+def rows(dtype: torch.dtype) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(6, TOKENS, 16), (2, TOKENS, 16), (2, TOKENS, 16)]
+    return [torch.randn(shape, generator=generator).to(dtype).requires_grad_() for shape in shapes]
+
+
+def plain(query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
+    """Every score, with those of other texts and later tokens hidden."""
+    allowed = torch.zeros(TOKENS, TOKENS, dtype=torch.bool)
+    for span in SPANS:
+        for row in range(span.start, span.end):
+            allowed[row, span.start : row + 1] = True
+            allowed[row, span.prefix_start : span.prefix_end] = True
+    key, value = (x.repeat_interleave(3, 0) for x in (key, value))
+    scores = (query @ key.transpose(1, 2) * scaling).masked_fill(~allowed, -torch.inf)
+    return (scores.softmax(-1) @ value).transpose(0, 1).flatten(1)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "bound"), [(torch.float64, 1e-13), (torch.float32, 1e-6), (torch.bfloat16, 4e-3)]
+)
+def test_values_and_gradients_are_those_of_a_masked_softmax(
+    dtype: torch.dtype, bound: float
+) -> None:
+    """bfloat16: within the rounding of its inputs' size, 2**-8."""
+    given = rows(dtype)
+    wanted = [x.detach().double().requires_grad_() for x in given]
+    ours, theirs = packed_attention(*given, SPANS, 0.3), plain(*wanted, 0.3)
+    weights = torch.randn(theirs.shape, generator=torch.Generator().manual_seed(1)).to(dtype)
+    assert error(ours, theirs) < bound
+    grads = torch.autograd.grad(ours, given, weights)
+    for own, their in zip(
+        grads, torch.autograd.grad(theirs, wanted, weights.double()), strict=True
+    ):
+        assert error(own, their) < bound
+
+
+def error(found: Tensor, wanted: Tensor) -> float:
+    return float((found - wanted).detach().norm() / wanted.detach().norm())
+
+
+def test_gradcheck() -> None:
+    spans = (Span(0, 3), Span(3, 4, 0, 3), Span(4, 6, 0, 3))
+    given = [x[:, :6, :3].detach().requires_grad_() for x in rows(torch.float64)]
+    assert torch.autograd.gradcheck(lambda *x: packed_attention(*x, spans, 0.5), given)
+
+
+GROUPS = [
+    PromptGroup([5, 9, 300, 4], [[41, 17, 2], [8], [260, 77, 12, 2]]),
+    PromptGroup([7], [[3, 3]]),
+    PromptGroup([11, 12], [[30], [31]]),
+]
+
+
+@pytest.mark.parametrize("name", ["Llama", "Qwen3", "GPTNeoX"])
+def test_packed_rows_are_the_padded_ones(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same states at every real token, and the same gradient."""
+    model = build(name)
+    batch = collate(GROUPS, 0)
+    assert logprobs.reads_packed_rows(model)
+    found = []
+    for packed in (True, False):
+        monkeypatch.setattr(logprobs, "reads_packed_rows", lambda model, on=packed: on)
+        model.zero_grad()
+        values = logprobs.completion_logprobs(model, batch).logprobs
+        values.sum().backward()
+        found.append((values.detach(), [p.grad for p in model.parameters() if p.grad is not None]))
+    torch.testing.assert_close(found[0][0], found[1][0], atol=1e-5, rtol=0)
+    for ours, theirs in zip(found[0][1], found[1][1], strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
