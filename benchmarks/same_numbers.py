@@ -26,6 +26,7 @@ from amenable.data.docstrings import harvest
 from amenable.losses.likelihood import token_logprobs
 from amenable.models.adapters import adapter_parameters, add_adapter
 from amenable.models.load import load_causal_lm, load_tokenizer
+from amenable.models.packed_layers import shorten
 from amenable.models.pull import resolve_base
 from amenable.models.roles import Role
 
@@ -90,9 +91,15 @@ def make(base: str, mode: str, way: str) -> Role:
     """A role in float32 or bfloat16, fused or plain."""
     exact = way in ("exact", "fast32")
     dtype = torch.float32 if exact else torch.bfloat16
+    fast = way.startswith("fast")
     if mode == "full":
-        return Role(load_causal_lm(base, torch.float32), dtype=dtype)
+        whole = load_causal_lm(base, torch.float32)
+        if fast:
+            shorten(whole)
+        return Role(whole, dtype=dtype)
     model = load_causal_lm(base, torch.bfloat16)
+    if fast:
+        shorten(model)
     if exact:
         nn.Module.float(model)
     model.requires_grad_(False)
@@ -101,7 +108,7 @@ def make(base: str, mode: str, way: str) -> Role:
     with torch.no_grad():
         for parameter in adapter_parameters(adapted, "policy"):
             parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.01)
-    if not way.startswith("fast"):
+    if not fast:
         unfuse(adapted)
     return Role(adapted, "policy", dtype=dtype)
 

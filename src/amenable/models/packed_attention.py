@@ -4,9 +4,10 @@ A batch is one row of all real tokens. Each span of it attends causally to itsel
 continues a prompt that others share, to that prompt. Products run in float32 or wider: their sizes
 are as many as texts have lengths, and oneDNN, which would multiply bfloat16, keeps a compiled
 kernel of each for good. Scores are made again in the backward pass, a block of queries at a time,
-so that nothing quadratic is kept.
+so that nothing quadratic is kept. Short texts of like length are read together.
 
-Shapes: n tokens, H key heads with G query heads each, D head size.
+Shapes: n tokens, H key heads with G query heads each, D head size; in a block S texts with L
+queries and m keys each, behind a prompt of P tokens.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import lru_cache
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -24,8 +26,10 @@ from amenable.data.collate import Span
 from amenable.models.projection import precision
 
 _IMPLEMENTATION = "amenable_packed"
-_BLOCK = 128
-_spans: ContextVar[Sequence[Span] | None] = ContextVar("spans of the packed row", default=None)
+_BLOCK = 128  # queries of a long text that are read together
+_TOGETHER = 512  # tokens of short texts, filling included
+_ALIKE = 0.75  # of the longest of them
+_blocks: ContextVar[Sequence[Block] | None] = ContextVar("blocks of the packed row", default=None)
 
 
 def attends_plainly(model: PreTrainedModel) -> bool:
@@ -53,21 +57,21 @@ def attention_by(model: PreTrainedModel, implementation: str) -> Iterator[None]:
 @contextmanager
 def packed_row(model: PreTrainedModel, spans: Sequence[Span]) -> Iterator[None]:
     """The model reads one row of these spans; it is given no mask."""
-    token = _spans.set(spans)
+    token = _blocks.set(blocks_of(spans))
     try:
         with attention_by(model, _IMPLEMENTATION):
             yield
     finally:
-        _spans.reset(token)
+        _blocks.reset(token)
 
 
 def reads_packed_row() -> bool:
     """Whether what passes through the model now is one packed row."""
-    return _spans.get() is not None
+    return _blocks.get() is not None
 
 
 def packed_attention(
-    query: Tensor, key: Tensor, value: Tensor, spans: Sequence[Span], scaling: float
+    query: Tensor, key: Tensor, value: Tensor, blocks: Sequence[Block], scaling: float
 ) -> Tensor:
     """[n, H G D] of queries [H G, n, D] over keys and values [H, n, D].
 
@@ -75,85 +79,211 @@ def packed_attention(
         query: of all tokens.
         key: of all tokens.
         value: of all tokens.
-        spans: cover every token once.
+        blocks: of spans that cover every token once.
         scaling: of the scores.
     """
-    return cast(Tensor, cast(Any, _PackedAttention).apply(query, key, value, spans, scaling))
+    return cast(Tensor, cast(Any, _PackedAttention).apply(query, key, value, blocks, scaling))
 
 
-class _Block(NamedTuple):
-    """Queries of a span that are read together."""
+class Block(NamedTuple):
+    """Queries that are read together: S texts of like length whole, or a part of one text."""
 
-    start: int
-    end: int
-    span: Span
+    queries: slice | Tensor
+    """Of one text; or [S, L] of several, each filled up with its last token."""
+    keys: slice | Tensor
+    """What they see of their own texts, the queries last."""
+    prefix: slice
+    """The prompt that all of them see; it may be empty."""
+    real: Tensor | None
+    """Which of the S x L queries are not filling; None: all."""
 
-    def keys(self, of_tokens: Tensor) -> Tensor:
-        """[H, m, D] what they see: the shared prompt, and the span up to themselves."""
-        own = of_tokens[:, self.span.start : self.end]
-        if self.span.prefix_start == self.span.prefix_end:
-            return own
-        return torch.cat([of_tokens[:, self.span.prefix_start : self.span.prefix_end], own], 1)
+    def asked(self, of_tokens: Tensor) -> Tensor:
+        """[H, S, L G, D], contiguous and wide, of [H, G, n, D]."""
+        part = _take(of_tokens, self.queries)
+        return _wide(part.permute(0, 2, 3, 1, 4)).flatten(2, 3)
 
-    def add(self, total: Tensor, found: Tensor) -> None:
-        """Add [H, m, D] where `keys` took them from."""
-        shared = self.span.prefix_end - self.span.prefix_start
-        if shared:
-            total[:, self.span.prefix_start : self.span.prefix_end] += found[:, :shared]
-        total[:, self.span.start : self.end] += found[:, shared:]
+    def given(self, of_tokens: Tensor) -> Tensor:
+        """The same of gradients: 0 at what fills up, so that it adds nothing to its keys."""
+        rows = self.asked(of_tokens)
+        if self.real is None:
+            return rows
+        left_out = torch.ones(rows.shape[1] * self.length, dtype=torch.bool)
+        left_out[self.real] = False
+        by_query = rows.unflatten(2, (self.length, -1)).flatten(1, 2)
+        kept: Tensor = by_query.index_fill(1, left_out.nonzero()[:, 0], 0)
+        return kept.view(rows.shape)
 
-    def queries(self, of_tokens: Tensor, dtype: torch.dtype) -> Tensor:
-        """[H, q G, D] of [H, G, n, D]."""
-        part = of_tokens[:, :, self.start : self.end].transpose(1, 2)
-        return part.to(dtype, memory_format=torch.contiguous_format).flatten(1, 2)
+    def seen(self, of_tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """[H, P, D] of the prompt, and [H, S, m, D] of the texts, of [H, n, D]."""
+        return of_tokens[:, self.prefix], _take(of_tokens, self.keys)
 
-    def weights(self, query: Tensor, key: Tensor) -> Tensor:
-        """[H, q G, m] float32 from scaled queries and the keys that they see."""
-        count = self.end - self.start
-        scores = query @ key.transpose(1, 2)
-        later = torch.full((count, count), -torch.inf, dtype=scores.dtype).triu_(1)
-        scores[:, :, -count:] += later.repeat_interleave(query.shape[1] // count, 0)
+    def weights(self, asked: Tensor, keys: tuple[Tensor, Tensor]) -> Tensor:
+        """[H, S, L G, P + m] from scaled queries."""
+        scores, count = _against(asked, keys), self.length
+        scores[..., -count:] += _later(count, asked.shape[2] // count, scores.dtype)
         return scores.softmax(-1)
 
+    def mixed(self, weights: Tensor, of_keys: tuple[Tensor, Tensor]) -> Tensor:
+        """[H, S, L G, D]: the sum over keys."""
+        shared = of_keys[0].shape[1]
+        found: Tensor = weights[..., shared:] @ of_keys[1]
+        if shared:
+            before = weights[..., :shared].flatten(1, 2) @ of_keys[0]
+            found += before.view(found.shape)
+        return found
 
-def _blocks(spans: Sequence[Span]) -> Iterator[_Block]:
+    def add(self, total: Tensor, weights: Tensor, of_queries: Tensor) -> None:
+        """Add the sum over queries [H, S, L G, D] to the [H, n, D] of the keys."""
+        shared = weights.shape[-1] - self.width
+        own = weights[..., shared:].transpose(-1, -2) @ of_queries
+        if shared:
+            before = weights[..., :shared].flatten(1, 2).transpose(-1, -2)
+            total[:, self.prefix] += before @ of_queries.flatten(1, 2)
+        if isinstance(self.keys, slice):
+            total[:, self.keys] += own[:, 0]
+        else:
+            tokens, own = self.keys.flatten(), own.flatten(1, 2)
+            if self.real is not None:
+                tokens, own = tokens[self.real], own[:, self.real]
+            total.index_add_(1, tokens, own)
+
+    def put(self, total: Tensor, found: Tensor) -> None:
+        """Write [H, S, L G, D] where its queries stand in [n, H, G, D]."""
+        rows = found.unflatten(2, (self.length, -1)).permute(1, 2, 0, 3, 4)
+        if isinstance(self.queries, slice):
+            total[self.queries] = rows[0].to(total.dtype)
+        elif self.real is None:
+            total[self.queries.flatten()] = rows.flatten(0, 1).to(total.dtype)
+        else:
+            total[self.queries.flatten()[self.real]] = rows.flatten(0, 1)[self.real].to(total.dtype)
+
+    @property
+    def length(self) -> int:
+        """L."""
+        return _size(self.queries)
+
+    @property
+    def width(self) -> int:
+        """m, keys of a text."""
+        return _size(self.keys)
+
+
+def _size(where: slice | Tensor) -> int:
+    return int(where.stop - where.start) if isinstance(where, slice) else where.shape[1]
+
+
+def _take(x: Tensor, where: slice | Tensor) -> Tensor:
+    """[..., S, L, D] of [..., n, D]; of one text a view."""
+    return x[..., where, :].unsqueeze(-3) if isinstance(where, slice) else x[..., where, :]
+
+
+@lru_cache(maxsize=512)
+def _later(count: int, groups: int, dtype: torch.dtype) -> Tensor:
+    """[count x groups, count] minus infinity at keys behind the query, else 0."""
+    later = torch.full((count, count), -torch.inf, dtype=dtype).triu_(1)
+    return later.repeat_interleave(groups, 0)
+
+
+def blocks_of(spans: Sequence[Span]) -> tuple[Block, ...]:
+    """How the queries of these spans are read."""
+    found, short = [], []
     for span in spans:
+        prefix = slice(span.prefix_start, span.prefix_end)
+        if span.end - span.start <= _BLOCK:
+            short.append(span)
+            continue
         for start in range(span.start, span.end, _BLOCK):
-            yield _Block(start, min(start + _BLOCK, span.end), span)
+            end = min(start + _BLOCK, span.end)
+            found.append(Block(slice(start, end), slice(span.start, end), prefix, None))
+    return (*found, *(_together(alike) for alike in _alike(short)))
+
+
+def _alike(spans: Sequence[Span]) -> Iterator[list[Span]]:
+    """Texts of like length behind the same prompt, longest first."""
+    bundle: list[Span] = []
+    for span in sorted(spans, key=lambda s: (s.prefix_start, s.prefix_end, s.start - s.end)):
+        if bundle:
+            first, longest = bundle[0], bundle[0].end - bundle[0].start
+            alike = span.end - span.start >= _ALIKE * longest and span[2:] == first[2:]
+            if not alike or (len(bundle) + 1) * longest > _TOGETHER:
+                yield bundle
+                bundle = []
+        bundle.append(span)
+    if bundle:
+        yield bundle
+
+
+def _together(spans: Sequence[Span]) -> Block:
+    prefix = slice(spans[0].prefix_start, spans[0].prefix_end)
+    if len(spans) == 1:
+        own = slice(spans[0].start, spans[0].end)
+        return Block(own, own, prefix, None)
+    starts = torch.tensor([[span.start] for span in spans])
+    lengths = torch.tensor([[span.end - span.start] for span in spans])
+    columns = torch.arange(int(lengths.max()))
+    real = (columns < lengths).flatten()
+    tokens = starts + torch.minimum(columns, lengths - 1)
+    return Block(tokens, tokens, prefix, None if bool(real.all()) else real.nonzero()[:, 0])
 
 
 class _PackedAttention(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, query: Tensor, key: Tensor, value: Tensor, spans: Sequence[Span], scaling: float
+        ctx: Any,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        blocks: Sequence[Block],
+        scaling: float,
     ) -> Tensor:
         ctx.save_for_backward(query, key, value)
-        ctx.spans, ctx.scaling = spans, scaling
+        ctx.blocks, ctx.scaling = blocks, scaling
+        grouped, keys, values = query.unflatten(0, (key.shape[0], -1)), _wide(key), _wide(value)
+        heads, groups, tokens, size = grouped.shape
+        found = query.new_empty(tokens, heads, groups, size)
         with torch.autocast(query.device.type, enabled=False):
-            return _outputs(query, key, value, spans, scaling)
+            for block in blocks:
+                weights = block.weights(block.asked(grouped) * scaling, block.seen(keys))
+                block.put(found, block.mixed(weights, block.seen(values)))
+        return found.flatten(1)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         query, key, value = cast(tuple[Tensor, Tensor, Tensor], ctx.saved_tensors)
         with torch.autocast(query.device.type, enabled=False):
-            return *_gradients(query, key, value, grads[0], ctx.spans, ctx.scaling), None, None
+            return *_gradients(query, key, value, grads[0], ctx.blocks, ctx.scaling), None, None
 
 
-def _outputs(
-    query: Tensor, key: Tensor, value: Tensor, spans: Sequence[Span], scaling: float
-) -> Tensor:
-    heads, tokens, size = key.shape
-    grouped = query.unflatten(0, (heads, -1))
-    wide = _wide(key)
-    values = _wide(value)
-    found = query.new_empty(tokens, heads, grouped.shape[1], size)
-    for block in _blocks(spans):
-        asked = block.queries(grouped, wide.dtype) * scaling
-        part = block.weights(asked, block.keys(wide)) @ block.keys(values)
-        found[block.start : block.end] = part.unflatten(1, (block.end - block.start, -1)).transpose(
-            0, 1
-        )
-    return found.flatten(1)
+def _gradients(
+    query: Tensor, key: Tensor, value: Tensor, grad: Tensor, blocks: Sequence[Block], scaling: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    grouped, keys, values = query.unflatten(0, (key.shape[0], -1)), _wide(key), _wide(value)
+    heads, groups, tokens, size = grouped.shape
+    by_found = grad.view(tokens, heads, groups, size).permute(1, 2, 0, 3)
+    by_query = query.new_empty(tokens, heads, groups, size)
+    by_key, by_value = torch.zeros_like(keys), torch.zeros_like(values)
+    for block in blocks:
+        asked, seen = block.asked(grouped) * scaling, block.seen(keys)
+        weights, given = block.weights(asked, seen), block.given(by_found)
+        block.add(by_value, weights, given)
+        by_weights = _against(given, block.seen(values))
+        by_scores = torch.ops.aten._softmax_backward_data(by_weights, weights, -1, weights.dtype)
+        block.put(by_query, block.mixed(by_scores, seen) * scaling)
+        block.add(by_key, by_scores, asked)
+    return (
+        by_query.permute(1, 2, 0, 3).flatten(0, 1),
+        by_key.to(key.dtype),
+        by_value.to(value.dtype),
+    )
+
+
+def _against(rows: Tensor, of_keys: tuple[Tensor, Tensor]) -> Tensor:
+    """[H, S, L G, P + m] products of [H, S, L G, D] with every key's."""
+    own = rows @ of_keys[1].transpose(-1, -2)
+    if not of_keys[0].shape[1]:
+        return own
+    before = rows.flatten(1, 2) @ of_keys[0].transpose(-1, -2)
+    return torch.cat([before.view(*own.shape[:3], -1), own], -1)
 
 
 def _wide(x: Tensor) -> Tensor:
@@ -162,43 +292,15 @@ def _wide(x: Tensor) -> Tensor:
     return x.to(dtype, memory_format=torch.contiguous_format)
 
 
-def _gradients(
-    query: Tensor, key: Tensor, value: Tensor, grad: Tensor, spans: Sequence[Span], scaling: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    heads, tokens, size = key.shape
-    grouped = query.unflatten(0, (heads, -1))
-    by_found = grad.view(tokens, heads, -1, size).permute(1, 2, 0, 3)
-    keys, values = _wide(key), _wide(value)
-    by_query = torch.empty_like(grouped, memory_format=torch.contiguous_format)
-    by_key, by_value = torch.zeros_like(keys), torch.zeros_like(keys)
-    for block in _blocks(spans):
-        count = block.end - block.start
-        asked = block.queries(grouped, keys.dtype) * scaling
-        seen = block.keys(keys)
-        weights = block.weights(asked, seen)
-        given = block.queries(by_found, keys.dtype)
-        block.add(by_value, weights.transpose(1, 2) @ given)
-        by_weights = given @ block.keys(values).transpose(1, 2)
-        by_scores = torch.ops.aten._softmax_backward_data(by_weights, weights, -1, weights.dtype)
-        part = (by_scores @ seen) * scaling
-        by_query[:, :, block.start : block.end] = part.unflatten(1, (count, -1)).transpose(1, 2)
-        block.add(by_key, by_scores.transpose(1, 2) @ asked)
-    return (
-        by_query.flatten(0, 1).to(query.dtype),
-        by_key.to(key.dtype),
-        by_value.to(value.dtype),
-    )
-
-
 def _attend(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **kwargs: Any
 ) -> tuple[Tensor, None]:
     scaling = kwargs.get("scaling")
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
-    spans, dtype = _spans.get(), precision(query, value)
-    assert spans is not None
+    blocks, dtype = _blocks.get(), precision(query, value)
+    assert blocks is not None
     rows, keys, values = (x[0].to(dtype) for x in (query, key, value))
-    found = packed_attention(rows, keys, values, spans, scaling)
+    found = packed_attention(rows, keys, values, blocks, scaling)
     return found.view(1, len(found), query.shape[1], -1), None
 
 

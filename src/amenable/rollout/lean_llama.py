@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import chain
+from itertools import accumulate, chain
 from typing import Any, cast
 
 import torch
@@ -20,7 +20,12 @@ from torch.nn.functional import linear, pad, rms_norm, silu
 from transformers import PreTrainedModel
 
 from amenable.data.collate import Span, packs
-from amenable.models.packed_attention import attends_plainly, packed_attention
+from amenable.models.packed_attention import (
+    Block,
+    attends_plainly,
+    blocks_of,
+    packed_attention,
+)
 from amenable.models.projection import filling
 from amenable.rollout.prefix_cache import CacheShape, PrefixCache
 
@@ -81,49 +86,33 @@ class LeanLlama:
         """
         found: list[Tensor] = [torch.empty(0)] * len(prompts)
         for part in packs([len(prompt) for prompt in prompts], budget):
-            spans, start = [], 0
-            for index in part:
-                spans.append(Span(start, start + len(prompts[index])))
-                start = spans[-1].end
-
-            def attend(
-                number: int,
-                query: Tensor,
-                key: Tensor,
-                value: Tensor,
-                part: Sequence[int] = part,
-                spans: Sequence[Span] = tuple(spans),
-            ) -> Tensor:
-                real = spans[-1].end
-                padded = [*spans, Span(real, len(query))] if len(query) > real else spans
-                query, key, value = (x.transpose(0, 1) for x in (query, key, value))
-                for index, span in zip(part, spans, strict=True):
-                    own = slice(span.start, span.end)
-                    cache.fill(index, number, key[:, own], value[:, own])
-                return packed_attention(query, key, value, padded, self._size**-0.5)
-
+            ends = list(accumulate(len(prompts[index]) for index in part))
+            spans = [Span(end - len(prompts[i]), end) for i, end in zip(part, ends, strict=True)]
+            more = filling(ends[-1], _PREFILL_ROUND)
+            filler = [Span(ends[-1], ends[-1] + more)] if more else []
             ids = torch.tensor(list(chain.from_iterable(prompts[index] for index in part)))
             places = torch.cat([torch.arange(span.end - span.start) for span in spans])
-            hidden = self._hidden(ids, places, attend, _PREFILL_ROUND)
+            attend = _reading(part, spans, blocks_of([*spans, *filler]), cache)
+            hidden = self._hidden(pad(ids, (0, more)), pad(places, (0, more)), attend)
             for index, span in zip(part, spans, strict=True):
                 found[index] = hidden[span.end - 1]
-        return self._logits(torch.stack(found))
+        last = torch.stack(found)
+        return self._logits(pad(last, (0, 0, 0, filling(len(last), _STEP_ROUND))))[: len(last)]
 
     def step(self, tokens: Tensor, positions: Tensor, cache: PrefixCache) -> Tensor:
         """Read a token [B] of every sequence; [B, V] float32 logits of the next ones."""
+        count, more = len(tokens), filling(len(tokens), _STEP_ROUND)
 
         def attend(number: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-            count = len(tokens)
             cache.write(number, key[:count], value[:count])
             found = cache.attend(query[:count], self._size**-0.5).flatten(1)
-            return pad(found, (0, 0, 0, len(query) - count))
+            return pad(found, (0, 0, 0, more))
 
-        return self._logits(self._hidden(tokens, positions, attend, _STEP_ROUND))[: len(tokens)]
+        hidden = self._hidden(pad(tokens, (0, more)), pad(positions, (0, more)), attend)
+        return self._logits(hidden)[:count]
 
-    def _hidden(self, ids: Tensor, positions: Tensor, attend: Attention, whole: int) -> Tensor:
-        """[n, d] float32 before the last norm, and rows of no meaning up to a whole number."""
-        more = filling(len(ids), whole)
-        ids, positions = pad(ids, (0, more)), pad(positions, (0, more))
+    def _hidden(self, ids: Tensor, positions: Tensor, attend: Attention) -> Tensor:
+        """[n, d] float32 before the last norm."""
         stream = self._embeddings[ids].float()
         cos, sin = self._turns(stream[:1], positions[None])
         half = self._size // 2
@@ -136,6 +125,21 @@ class LeanLlama:
     def _logits(self, hidden: Tensor) -> Tensor:
         with torch.autocast("cpu", enabled=False):
             return self._head(self._norm(hidden).to(self.dtype)).float()
+
+
+def _reading(
+    part: Sequence[int], spans: Sequence[Span], blocks: Sequence[Block], cache: PrefixCache
+) -> Attention:
+    """Attention of the prompts `part` within a pass, which keeps their keys and values."""
+
+    def attend(number: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        query, key, value = (x.transpose(0, 1) for x in (query, key, value))
+        for index, span in zip(part, spans, strict=True):
+            own = slice(span.start, span.end)
+            cache.fill(index, number, key[:, own], value[:, own])
+        return packed_attention(query, key, value, blocks, query.shape[-1] ** -0.5)
+
+    return attend
 
 
 @dataclass(frozen=True)

@@ -77,7 +77,12 @@ class Optimizer:
         self.undone = 0
         """Steps left out, as their gradient was not finite."""
         self._adam = torch.optim.AdamW(
-            self._parameters, lr=0.0, betas=(0.9, 0.999), eps=eps, weight_decay=weight_decay
+            self._parameters,
+            lr=0.0,
+            betas=(0.9, 0.999),
+            eps=eps,
+            weight_decay=weight_decay,
+            fused=True,  # one pass over weights, gradients and moments
         )
 
     def step(self, rate: float) -> float:

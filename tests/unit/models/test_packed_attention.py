@@ -8,13 +8,20 @@ from torch import Tensor
 
 from amenable.data.collate import PromptGroup, Span, collate
 from amenable.models import logprobs
-from amenable.models.packed_attention import packed_attention
+from amenable.models.packed_attention import blocks_of, packed_attention
 
 from .conftest import build
 
-SPANS = (Span(0, 170), Span(170, 190), Span(190, 193, 170, 190), Span(193, 333, 170, 190))
-"""One text longer than a block of queries; a prompt with two completions, one of them so too."""
-TOKENS = 333
+SPANS = (
+    Span(0, 170),
+    Span(170, 190),
+    *(Span(190, 193, 170, 190), Span(193, 333, 170, 190)),
+    *(Span(333, 341, 170, 190), Span(341, 348, 170, 190), Span(348, 356, 170, 190)),
+    *(Span(356, 366), Span(366, 375)),
+)
+"""One text longer than a block of queries; a prompt with five completions, one of them so too and
+three of like length; two short texts alone."""
+TOKENS = 375
 
 
 def rows(dtype: torch.dtype) -> list[Tensor]:
@@ -44,7 +51,7 @@ def test_values_and_gradients_are_those_of_a_masked_softmax(
     """bfloat16: within the rounding of its inputs' size, 2**-8."""
     given = rows(dtype)
     wanted = [x.detach().double().requires_grad_() for x in given]
-    ours, theirs = packed_attention(*given, SPANS, 0.3), plain(*wanted, 0.3)
+    ours, theirs = packed_attention(*given, blocks_of(SPANS), 0.3), plain(*wanted, 0.3)
     weights = torch.randn(theirs.shape, generator=torch.Generator().manual_seed(1)).to(dtype)
     assert error(ours, theirs) < bound
     grads = torch.autograd.grad(ours, given, weights)
@@ -58,10 +65,19 @@ def error(found: Tensor, wanted: Tensor) -> float:
     return float((found - wanted).detach().norm() / wanted.detach().norm())
 
 
+def test_short_texts_of_like_length_are_read_together() -> None:
+    """8, 8 and 7 behind the prompt, 10 and 9 alone; 20, 3 and parts of long ones by themselves."""
+    blocks = blocks_of(SPANS)
+    together = [(len(b.queries), b.length) for b in blocks if isinstance(b.queries, torch.Tensor)]
+    assert sorted(together) == [(2, 10), (3, 8)]
+    alone = [b.length for b in blocks if isinstance(b.queries, slice)]
+    assert sorted(alone) == [3, 12, 20, 42, 128, 128]
+
+
 def test_gradcheck() -> None:
     spans = (Span(0, 3), Span(3, 4, 0, 3), Span(4, 6, 0, 3))
     given = [x[:, :6, :3].detach().requires_grad_() for x in rows(torch.float64)]
-    assert torch.autograd.gradcheck(lambda *x: packed_attention(*x, spans, 0.5), given)
+    assert torch.autograd.gradcheck(lambda *x: packed_attention(*x, blocks_of(spans), 0.5), given)
 
 
 GROUPS = [

@@ -403,5 +403,4 @@ def test_memory_does_not_grow_with_the_updates(
     monkeypatch.setattr(ctx.log, "write", watched)
     ppo.run(ctx)
     assert len(sizes) == 200
-    print([s // 1000000 for s in sizes[::10]])
     assert max(sizes[150:]) - min(sizes[50:60]) < 12e6
