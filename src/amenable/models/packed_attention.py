@@ -15,7 +15,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from functools import lru_cache
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -94,8 +93,12 @@ class Block(NamedTuple):
     """What they see of their own texts, the queries last."""
     prefix: slice
     """The prompt that all of them see; it may be empty."""
-    real: Tensor | None
-    """Which of the S x L queries are not filling; None: all."""
+    later: Tensor
+    """[L, L] minus infinity where a key stands behind the query, else 0."""
+    real: Tensor | None = None
+    """Which of the S x L queries are of a text; None: all."""
+    filling: Tensor | None = None
+    """The others."""
 
     def asked(self, of_tokens: Tensor) -> Tensor:
         """[H, S, L G, D], contiguous and wide, of [H, G, n, D]."""
@@ -107,10 +110,9 @@ class Block(NamedTuple):
         rows = self.asked(of_tokens)
         if self.real is None:
             return rows
-        left_out = torch.ones(rows.shape[1] * self.length, dtype=torch.bool)
-        left_out[self.real] = False
+        assert self.filling is not None
         by_query = rows.unflatten(2, (self.length, -1)).flatten(1, 2)
-        kept: Tensor = by_query.index_fill(1, left_out.nonzero()[:, 0], 0)
+        kept: Tensor = by_query.index_fill(1, self.filling, 0)
         return kept.view(rows.shape)
 
     def seen(self, of_tokens: Tensor) -> tuple[Tensor, Tensor]:
@@ -119,8 +121,9 @@ class Block(NamedTuple):
 
     def weights(self, asked: Tensor, keys: tuple[Tensor, Tensor]) -> Tensor:
         """[H, S, L G, P + m] from scaled queries."""
-        scores, count = _against(asked, keys), self.length
-        scores[..., -count:] += _later(count, asked.shape[2] // count, scores.dtype)
+        scores = _against(asked, keys)
+        by_query = scores.unflatten(2, (self.length, -1))
+        by_query[..., -self.length :] += self.later[:, None]
         return scores.softmax(-1)
 
     def mixed(self, weights: Tensor, of_keys: tuple[Tensor, Tensor]) -> Tensor:
@@ -177,11 +180,9 @@ def _take(x: Tensor, where: slice | Tensor) -> Tensor:
     return x[..., where, :].unsqueeze(-3) if isinstance(where, slice) else x[..., where, :]
 
 
-@lru_cache(maxsize=512)
-def _later(count: int, groups: int, dtype: torch.dtype) -> Tensor:
-    """[count x groups, count] minus infinity at keys behind the query, else 0."""
-    later = torch.full((count, count), -torch.inf, dtype=dtype).triu_(1)
-    return later.repeat_interleave(groups, 0)
+def _later(count: int) -> Tensor:
+    """[count, count] minus infinity at keys behind the query, else 0."""
+    return torch.full((count, count), -torch.inf).triu_(1)
 
 
 def blocks_of(spans: Sequence[Span]) -> tuple[Block, ...]:
@@ -194,7 +195,8 @@ def blocks_of(spans: Sequence[Span]) -> tuple[Block, ...]:
             continue
         for start in range(span.start, span.end, _BLOCK):
             end = min(start + _BLOCK, span.end)
-            found.append(Block(slice(start, end), slice(span.start, end), prefix, None))
+            queries, keys = slice(start, end), slice(span.start, end)
+            found.append(Block(queries, keys, prefix, _later(end - start)))
     return (*found, *(_together(alike) for alike in _alike(short)))
 
 
@@ -217,13 +219,19 @@ def _together(spans: Sequence[Span]) -> Block:
     prefix = slice(spans[0].prefix_start, spans[0].prefix_end)
     if len(spans) == 1:
         own = slice(spans[0].start, spans[0].end)
-        return Block(own, own, prefix, None)
-    starts = torch.tensor([[span.start] for span in spans])
-    lengths = torch.tensor([[span.end - span.start] for span in spans])
-    columns = torch.arange(int(lengths.max()))
-    real = (columns < lengths).flatten()
-    tokens = starts + torch.minimum(columns, lengths - 1)
-    return Block(tokens, tokens, prefix, None if bool(real.all()) else real.nonzero()[:, 0])
+        return Block(own, own, prefix, _later(own.stop - own.start))
+    sizes = [span.end - span.start for span in spans]
+    longest = max(sizes)
+    columns = [(row, column) for row in range(len(spans)) for column in range(longest)]
+    tokens = torch.tensor([spans[row].start + min(n, sizes[row] - 1) for row, n in columns])
+    index = tokens.view(len(spans), longest)
+    if min(sizes) == longest:
+        return Block(index, index, prefix, _later(longest))
+    real, filling = (
+        torch.tensor([i for i, (row, n) in enumerate(columns) if (n < sizes[row]) == wanted])
+        for wanted in (True, False)
+    )
+    return Block(index, index, prefix, _later(longest), real, filling)
 
 
 class _PackedAttention(torch.autograd.Function):
