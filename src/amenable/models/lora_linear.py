@@ -44,13 +44,6 @@ class LoraLinear(PeftLinear):
         return self.training and isinstance(dropout, nn.Dropout) and dropout.p > 0
 
 
-def _precision(x: Tensor, weight: Tensor) -> torch.dtype:
-    """What the products run in: autocast's precision where it is on, else the weight's."""
-    if torch.is_autocast_enabled(x.device.type):
-        return torch.get_autocast_dtype(x.device.type)
-    return weight.dtype
-
-
 class _Product(torch.autograd.Function):
     @staticmethod
     def forward(

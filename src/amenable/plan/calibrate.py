@@ -27,6 +27,7 @@ from amenable.errors import UsageError
 from amenable.models.adapters import add_adapter
 from amenable.models.build import best_device
 from amenable.models.load import resolve_dtype, set_dropout_to_zero
+from amenable.models.packed_layers import shorten
 from amenable.models.roles import Role
 from amenable.plan.hardware import hardware
 from amenable.plan.rates import DISK, Line, Rates, calibration_path, identity
@@ -103,6 +104,7 @@ def _role(recipe: Recipe, shape: ModelShape, dtype: torch.dtype, device: torch.d
             config, dtype=dtype if lora.enabled else torch.float32
         )
     model = model.to(device).eval()
+    shorten(model)
     if not lora.enabled:
         return Role(model, dtype=dtype)
     model.requires_grad_(False)

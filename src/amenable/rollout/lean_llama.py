@@ -171,7 +171,7 @@ class _Product:
         if parts[0].bias is not None:
             biases = [_ordered(part.bias, order) for part, order in zip(parts, orders, strict=True)]
             self._bias = torch.cat(biases).to(dtype)
-        self._laid_out = torch.backends.mkldnn.is_available() and dtype in _LAID_OUT
+        self._laid_out = _lays_out(dtype)
         self._weight = (
             torch.ops.mkldnn._reorder_linear_weight(weight, None) if self._laid_out else weight
         )
@@ -185,7 +185,13 @@ class _Product:
         return linear(x, self._weight, self._bias)
 
 
-_LAID_OUT = frozenset({torch.float32, torch.bfloat16})
+def _lays_out(dtype: torch.dtype) -> bool:
+    """Whether oneDNN multiplies this precision here; bfloat16 it refuses on older processors."""
+    if not torch.backends.mkldnn.is_available():
+        return False
+    if dtype is torch.bfloat16:
+        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return dtype is torch.float32
 
 
 def _ordered(rows: Tensor, order: Tensor | None) -> Tensor:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from transformers import PreTrainedModel
 
-from amenable.data.collate import PromptGroup, collate
+from amenable.data.collate import GroupBatch, PromptGroup, collate
 from amenable.models.logprobs import completion_logprobs
 from amenable.models.packed_layers import rms_norm, shorten, swiglu
 
@@ -51,9 +52,9 @@ def test_a_shortened_model_has_the_same_logprobs_and_gradients(name: str) -> Non
         torch.testing.assert_close(ours, theirs, atol=2e-4, rtol=1e-4)
 
 
-def measured(model: nn.Module, batch: object) -> list[Tensor]:
+def measured(model: PreTrainedModel, batch: GroupBatch) -> list[Tensor]:
     """Log-probabilities, and every gradient of their sum."""
-    logprobs = completion_logprobs(model, batch).logprobs  # type: ignore[arg-type]
+    logprobs = completion_logprobs(model, batch).logprobs
     logprobs.sum().backward()
     return [logprobs.detach(), *(p.grad for p in model.parameters() if p.grad is not None)]
 

@@ -138,3 +138,20 @@ def test_half_precision_gives_float32_numbers_near_the_exact_ones() -> None:
     assert found.dtype is torch.float32
     assert not torch.equal(found, logprobs(exact)), "autocast must be on"
     torch.testing.assert_close(found, logprobs(exact), rtol=0.1, atol=0.3)
+
+
+SPLIT = [PromptGroup([1] * size, [[2] * 2, [3]]) for size in (3, 6, 1)]
+"""6, 9 and 4 tokens, prompt and all completions counted."""
+
+
+def test_packed_groups_are_split_by_their_tokens() -> None:
+    """Longest first, each where there is room: 9 alone, 6 and 4 together."""
+    assert Role(build("Llama")).split(SPLIT, 10) == [[1], [0, 2]]
+
+
+def test_other_groups_are_split_by_padded_rows() -> None:
+    """Gemma 2 slides: 6 and 4 side by side would be 12 columns, a third of 6 beside 9 padding."""
+    role = Role(build("Gemma2"))
+    assert role.split(SPLIT, 10) == [[1], [0], [2]]
+    assert role.split(SPLIT[:2], 18) == [[1], [0]]
+    assert role.split(SPLIT[:2], 40) == [[1, 0]], "too few tokens to leave it out"

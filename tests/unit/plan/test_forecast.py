@@ -143,7 +143,7 @@ def test_calibration_measures_and_is_kept(
     config = recipe("model.lora.rank=4")
     found = calibrate.calibrate(config, tiny_shape, [(12, 4, 4)])
     assert min(found.train.each_s, found.forward.each_s) >= 0
-    assert min(found.train.seconds(1, 480), found.forward.seconds(1, 480)) > 0
+    assert found.train.seconds(1, 480) > found.forward.seconds(1, 480) > 0
     assert found.decode.seconds(1, 32) > 0
     assert forecast(config, tiny_shape, rows(), hardware("cpu")).rates == found
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from amenable.models.packed_attention import attends_plainly
-from amenable.rollout import prefix_cache, transformers_engine
+from amenable.rollout import lean_llama, prefix_cache, transformers_engine
 from amenable.rollout.prefix_cache import PrefixCache
 from amenable.rollout.transformers_engine import Decoding, TransformersEngine
 
@@ -81,6 +81,17 @@ def test_logits_are_those_of_every_text_alone(
         monkeypatch.setattr(transformers_engine, "is_lean", lambda model: False)
     with engine.running():
         assert (engine._lean is not None) == lean
+        check_logits(engine, engine.prefill(BATCH, 6), model)
+
+
+@torch.no_grad()
+def test_a_processor_without_bfloat16_products_multiplies_plain_weights(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """oneDNN refuses to lay out bfloat16 weights there."""
+    monkeypatch.setattr(lean_llama, "_lays_out", lambda dtype: False)
+    engine = TransformersEngine(model := random_model("Llama"), eos_ids=frozenset({1}), pad_id=0)
+    with engine.running():
         check_logits(engine, engine.prefill(BATCH, 6), model)
 
 
