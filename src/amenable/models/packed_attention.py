@@ -3,11 +3,12 @@
 A batch is one row of all real tokens. Each span of it attends causally to itself and, where it
 continues a prompt that others share, to that prompt. Products run in float32 or wider: their sizes
 are as many as texts have lengths, and oneDNN, which would multiply bfloat16, keeps a compiled
-kernel of each for good. Scores are made again in the backward pass, a block of queries at a time,
-so that nothing quadratic is kept. Short texts of like length are read together.
+kernel of each for good. Texts of like length are read together, some queries of each at a time and
+against the keys up to them alone. Scores are made again in the backward pass, so that nothing
+quadratic is kept.
 
-Shapes: n tokens, H key heads with G query heads each, D head size; in a block S texts with L
-queries and m keys each, behind a prompt of P tokens.
+Shapes: n tokens, H key heads with G query heads each, D head size; in a bundle S texts of L tokens
+behind a prompt of P tokens.
 """
 
 from __future__ import annotations
@@ -25,10 +26,10 @@ from amenable.data.collate import Span
 from amenable.models.projection import precision
 
 _IMPLEMENTATION = "amenable_packed"
-_BLOCK = 128  # queries of a long text that are read together
-_TOGETHER = 512  # tokens of short texts, filling included
-_ALIKE = 0.75  # of the longest of them
-_blocks: ContextVar[Sequence[Block] | None] = ContextVar("blocks of the packed row", default=None)
+_TOGETHER = 1024  # tokens of a bundle, filling included
+_ALIKE = 0.85  # of its longest text
+_FEWEST, _MOST, _PARTS = 64, 128, 8  # queries of a text at a time; else so many parts of it
+_layout: ContextVar[Layout | None] = ContextVar("layout of the packed row", default=None)
 
 
 def attends_plainly(model: PreTrainedModel) -> bool:
@@ -56,148 +57,106 @@ def attention_by(model: PreTrainedModel, implementation: str) -> Iterator[None]:
 @contextmanager
 def packed_row(model: PreTrainedModel, spans: Sequence[Span]) -> Iterator[None]:
     """The model reads one row of these spans; it is given no mask."""
-    token = _blocks.set(blocks_of(spans))
+    token = _layout.set(Layout(spans))
     try:
         with attention_by(model, _IMPLEMENTATION):
             yield
     finally:
-        _blocks.reset(token)
+        _layout.reset(token)
 
 
 def reads_packed_row() -> bool:
     """Whether what passes through the model now is one packed row."""
-    return _blocks.get() is not None
+    return _layout.get() is not None
 
 
 def packed_attention(
-    query: Tensor, key: Tensor, value: Tensor, blocks: Sequence[Block], scaling: float
+    query: Tensor, key: Tensor, value: Tensor, layout: Layout, scaling: float
 ) -> Tensor:
-    """[n, H G D] of queries [H G, n, D] over keys and values [H, n, D].
+    """[n, H G D] of queries [n, H G, D] over keys and values [n, H, D].
 
     Args:
         query: of all tokens.
         key: of all tokens.
         value: of all tokens.
-        blocks: of spans that cover every token once.
+        layout: of the row.
         scaling: of the scores.
     """
-    return cast(Tensor, cast(Any, _PackedAttention).apply(query, key, value, blocks, scaling))
+    return cast(Tensor, cast(Any, _PackedAttention).apply(query, key, value, layout, scaling))
 
 
-class Block(NamedTuple):
-    """Queries that are read together: S texts of like length whole, or a part of one text."""
+class Bundle(NamedTuple):
+    """Texts of like length behind the same prompt, each filled up to the longest."""
 
-    queries: slice | Tensor
-    """Of one text; or [S, L] of several, each filled up with its last token."""
-    keys: slice | Tensor
-    """What they see of their own texts, the queries last."""
-    prefix: slice
-    """The prompt that all of them see; it may be empty."""
-    later: Tensor
-    """[L, L] minus infinity where a key stands behind the query, else 0."""
-    real: Tensor | None = None
-    """Which of the S x L queries are of a text; None: all."""
-    filling: Tensor | None = None
-    """The others."""
-
-    def asked(self, of_tokens: Tensor) -> Tensor:
-        """[H, S, L G, D], contiguous and wide, of [H, G, n, D]."""
-        part = _take(of_tokens, self.queries)
-        return _wide(part.permute(0, 2, 3, 1, 4)).flatten(2, 3)
-
-    def given(self, of_tokens: Tensor) -> Tensor:
-        """The same of gradients: 0 at what fills up, so that it adds nothing to its keys."""
-        rows = self.asked(of_tokens)
-        if self.real is None:
-            return rows
-        assert self.filling is not None
-        by_query = rows.unflatten(2, (self.length, -1)).flatten(1, 2)
-        kept: Tensor = by_query.index_fill(1, self.filling, 0)
-        return kept.view(rows.shape)
-
-    def seen(self, of_tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """[H, P, D] of the prompt, and [H, S, m, D] of the texts, of [H, n, D]."""
-        return of_tokens[:, self.prefix], _take(of_tokens, self.keys)
-
-    def weights(self, asked: Tensor, keys: tuple[Tensor, Tensor]) -> Tensor:
-        """[H, S, L G, P + m] from scaled queries."""
-        scores = _against(asked, keys)
-        by_query = scores.unflatten(2, (self.length, -1))
-        by_query[..., -self.length :] += self.later[:, None]
-        return scores.softmax(-1)
-
-    def mixed(self, weights: Tensor, of_keys: tuple[Tensor, Tensor]) -> Tensor:
-        """[H, S, L G, D]: the sum over keys."""
-        shared = of_keys[0].shape[1]
-        found: Tensor = weights[..., shared:] @ of_keys[1]
-        if shared:
-            before = weights[..., :shared].flatten(1, 2) @ of_keys[0]
-            found += before.view(found.shape)
-        return found
-
-    def add(self, total: Tensor, weights: Tensor, of_queries: Tensor) -> None:
-        """Add the sum over queries [H, S, L G, D] to the [H, n, D] of the keys."""
-        shared = weights.shape[-1] - self.width
-        own = weights[..., shared:].transpose(-1, -2) @ of_queries
-        if shared:
-            before = weights[..., :shared].flatten(1, 2).transpose(-1, -2)
-            total[:, self.prefix] += before @ of_queries.flatten(1, 2)
-        if isinstance(self.keys, slice):
-            total[:, self.keys] += own[:, 0]
-        else:
-            tokens, own = self.keys.flatten(), own.flatten(1, 2)
-            if self.real is not None:
-                tokens, own = tokens[self.real], own[:, self.real]
-            total.index_add_(1, tokens, own)
-
-    def put(self, total: Tensor, found: Tensor) -> None:
-        """Write [H, S, L G, D] where its queries stand in [n, H, G, D]."""
-        rows = found.unflatten(2, (self.length, -1)).permute(1, 2, 0, 3, 4)
-        if isinstance(self.queries, slice):
-            total[self.queries] = rows[0].to(total.dtype)
-        elif self.real is None:
-            total[self.queries.flatten()] = rows.flatten(0, 1).to(total.dtype)
-        else:
-            total[self.queries.flatten()[self.real]] = rows.flatten(0, 1)[self.real].to(total.dtype)
+    texts: tuple[Span, ...]
+    """S of them, longest first."""
+    first: int
+    """Where the bundle begins among the tokens of all bundles, filling included."""
 
     @property
     def length(self) -> int:
         """L."""
-        return _size(self.queries)
+        return self.texts[0].end - self.texts[0].start
 
     @property
-    def width(self) -> int:
-        """m, keys of a text."""
-        return _size(self.keys)
+    def prompt(self) -> slice:
+        """Of the row's tokens: what all of the texts see; it may be empty."""
+        return slice(self.texts[0].prefix_start, self.texts[0].prefix_end)
+
+    @property
+    def whole(self) -> slice:
+        """All L tokens."""
+        return slice(0, self.length)
+
+    @property
+    def parts(self) -> list[slice]:
+        """Of the L tokens: the queries that are read at a time, first to last."""
+        most = min(max(_FEWEST, self.length // _PARTS), _MOST)
+        step = -(-self.length // max(1, round(self.length / most)))
+        return [slice(n, min(n + step, self.length)) for n in range(0, self.length, step)]
+
+    def tokens(self, part: slice) -> list[tuple[int, bool]]:
+        """[S l] where a part of every text stands in the row, and whether it is the text's own.
+
+        A short text is filled up with its last token.
+        """
+        return [
+            (min(text.start + n, text.end - 1), text.start + n < text.end)
+            for text in self.texts
+            for n in range(part.start, part.stop)
+        ]
+
+    def view(self, rows: Tensor, part: slice, heads: int) -> Tensor:
+        """[H S, l, ...] of a part of every text, from the rows of all bundles."""
+        start, texts = heads * self.first, heads * len(self.texts)
+        own = rows[start + texts * part.start : start + texts * part.stop]
+        return own.view(texts, part.stop - part.start, -1)
 
 
-def _size(where: slice | Tensor) -> int:
-    return int(where.stop - where.start) if isinstance(where, slice) else where.shape[1]
+class Layout:
+    """How the tokens of a row are read.
 
+    Args:
+        spans: the row's texts; every token is of one.
+    """
 
-def _take(x: Tensor, where: slice | Tensor) -> Tensor:
-    """[..., S, L, D] of [..., n, D]; of one text a view."""
-    return x[..., where, :].unsqueeze(-3) if isinstance(where, slice) else x[..., where, :]
+    def __init__(self, spans: Sequence[Span]) -> None:
+        self.tokens = sum(span.end - span.start for span in spans)
+        self.bundles: list[Bundle] = []
+        first = 0
+        for texts in _alike(spans):
+            self.bundles.append(Bundle(tuple(texts), first))
+            first += len(texts) * self.bundles[-1].length
+        self._orders: dict[int, tuple[_Order, _Order]] = {}
 
-
-def _later(count: int) -> Tensor:
-    """[count, count] minus infinity at keys behind the query, else 0."""
-    return torch.full((count, count), -torch.inf).triu_(1)
-
-
-def blocks_of(spans: Sequence[Span]) -> tuple[Block, ...]:
-    """How the queries of these spans are read."""
-    found, short = [], []
-    for span in spans:
-        prefix = slice(span.prefix_start, span.prefix_end)
-        if span.end - span.start <= _BLOCK:
-            short.append(span)
-            continue
-        for start in range(span.start, span.end, _BLOCK):
-            end = min(start + _BLOCK, span.end)
-            queries, keys = slice(start, end), slice(span.start, end)
-            found.append(Block(queries, keys, prefix, _later(end - start)))
-    return (*found, *(_together(alike) for alike in _alike(short)))
+    def orders(self, heads: int) -> tuple[_Order, _Order]:
+        """Of the queries, part by part of each bundle, and of the keys, bundle by bundle."""
+        if heads not in self._orders:
+            parts = [bundle.tokens(part) for bundle in self.bundles for part in bundle.parts]
+            whole = [bundle.tokens(bundle.whole) for bundle in self.bundles]
+            asked, seen = (_Order.of(pieces, self.tokens, heads) for pieces in (parts, whole))
+            self._orders[heads] = asked, seen
+        return self._orders[heads]
 
 
 def _alike(spans: Sequence[Span]) -> Iterator[list[Span]]:
@@ -205,8 +164,8 @@ def _alike(spans: Sequence[Span]) -> Iterator[list[Span]]:
     bundle: list[Span] = []
     for span in sorted(spans, key=lambda s: (s.prefix_start, s.prefix_end, s.start - s.end)):
         if bundle:
-            first, longest = bundle[0], bundle[0].end - bundle[0].start
-            alike = span.end - span.start >= _ALIKE * longest and span[2:] == first[2:]
+            longest = bundle[0].end - bundle[0].start
+            alike = span.end - span.start >= _ALIKE * longest and span[2:] == bundle[0][2:]
             if not alike or (len(bundle) + 1) * longest > _TOGETHER:
                 yield bundle
                 bundle = []
@@ -215,89 +174,172 @@ def _alike(spans: Sequence[Span]) -> Iterator[list[Span]]:
         yield bundle
 
 
-def _together(spans: Sequence[Span]) -> Block:
-    prefix = slice(spans[0].prefix_start, spans[0].prefix_end)
-    if len(spans) == 1:
-        own = slice(spans[0].start, spans[0].end)
-        return Block(own, own, prefix, _later(own.stop - own.start))
-    sizes = [span.end - span.start for span in spans]
-    longest = max(sizes)
-    columns = [(row, column) for row in range(len(spans)) for column in range(longest)]
-    tokens = torch.tensor([spans[row].start + min(n, sizes[row] - 1) for row, n in columns])
-    index = tokens.view(len(spans), longest)
-    if min(sizes) == longest:
-        return Block(index, index, prefix, _later(longest))
-    real, filling = (
-        torch.tensor([i for i, (row, n) in enumerate(columns) if (n < sizes[row]) == wanted])
-        for wanted in (True, False)
-    )
-    return Block(index, index, prefix, _later(longest), real, filling)
+class _Order(NamedTuple):
+    """From [n H], the key heads of a row's tokens, to the R rows that bundles read, and back."""
+
+    there: Tensor
+    """[R] of the n H: heads, then texts, then tokens of each piece."""
+    back: Tensor
+    """[n H] of the R."""
+    own: Tensor
+    """[R, 1] False at what fills up."""
+
+    @classmethod
+    def of(cls, pieces: Sequence[list[tuple[int, bool]]], tokens: int, heads: int) -> _Order:
+        """Of pieces that are read one after the other."""
+        head, there, own = torch.arange(heads)[:, None], [], []
+        for piece in pieces:
+            there.append((torch.tensor([token for token, _ in piece]) * heads + head).flatten())
+            own.append(torch.tensor([is_own for _, is_own in piece]).repeat(heads))
+        rows, real = torch.cat(there), torch.cat(own)
+        back = torch.empty(tokens * heads + 1, dtype=torch.long)
+        back.scatter_(0, rows.where(real, tokens * heads), torch.arange(len(rows)))
+        return cls(rows, back[:-1], real[:, None])
+
+
+class _Keys(NamedTuple):
+    """Keys or values that a bundle's texts see, or the gradients of these."""
+
+    prompt: Tensor
+    """[H, P, D]"""
+    own: Tensor
+    """[H S, L, D]"""
+
+    def against(self, rows: Tensor, end: int) -> Tensor:
+        """[H S, r, P + end] products of [H S, r, D] with the prompt's and the first own ones."""
+        own = torch.bmm(rows, self.own[:, :end].transpose(1, 2))
+        heads, shared, size = self.prompt.shape
+        if not shared:
+            return own
+        before = torch.bmm(rows.view(heads, -1, size), self.prompt.transpose(1, 2))
+        return torch.cat([before.view(*own.shape[:2], shared), own], -1)
+
+    def mix(self, weights: Tensor, out: Tensor) -> None:
+        """Sums over them into [H S, r, D], of weights as `against` gives products."""
+        heads, shared, size = self.prompt.shape
+        own = weights[..., shared:]
+        torch.bmm(own, self.own[:, : own.shape[-1]], out=out)
+        if shared:
+            before = weights[..., :shared].reshape(heads, -1, shared)
+            out.view(heads, -1, size).baddbmm_(before, self.prompt)
+
+    def add(self, weights: Tensor, rows: Tensor) -> None:
+        """Add to each the sum over [H S, r, D] that such weights give it."""
+        heads, shared, size = self.prompt.shape
+        own = weights[..., shared:]
+        self.own[:, : own.shape[-1]] += torch.bmm(own.transpose(1, 2), rows)
+        if shared:
+            before = weights[..., :shared].reshape(heads, -1, shared).transpose(1, 2)
+            self.prompt.baddbmm_(before, rows.view(heads, -1, size))
+
+
+class _Laid:
+    """Queries, keys and values in float32 or wider, in the order in which bundles read them."""
+
+    def __init__(
+        self, query: Tensor, key: Tensor, value: Tensor, layout: Layout, scaling: float
+    ) -> None:
+        self.heads, self.size = key.shape[1:]
+        self.bundles = layout.bundles
+        self.asked, self.seen = layout.orders(self.heads)
+        self.queries = self.rows(query).index_select(0, self.asked.there).mul_(scaling)
+        self._rows = [self.rows(x) for x in (key, value)]
+        self._own = [rows.index_select(0, self.seen.there) for rows in self._rows]
+
+    def rows(self, x: Tensor) -> Tensor:
+        """[n H, ...] of [n, ...]."""
+        dtype = torch.promote_types(x.dtype, torch.float32)
+        return x.to(dtype).contiguous().view(len(x) * self.heads, -1)
+
+    def of(self, queries: Tensor, bundle: Bundle, part: slice) -> Tensor:
+        """[H S, l G, D] of a part of each text."""
+        own = bundle.view(queries, part, self.heads)
+        return own.view(len(own), -1, self.size)
+
+    def keys_and_values(self, bundle: Bundle) -> list[_Keys]:
+        """Of a bundle."""
+        return [
+            _Keys(
+                rows.unflatten(0, (-1, self.heads))[bundle.prompt].transpose(0, 1),
+                bundle.view(own, bundle.whole, self.heads),
+            )
+            for rows, own in zip(self._rows, self._own, strict=True)
+        ]
+
+    def weights(self, bundle: Bundle, keys: _Keys, part: slice) -> Tensor:
+        """[H S, l G, P + e] of a part of the queries, which end at e."""
+        scores, length = keys.against(self.of(self.queries, bundle, part), part.stop), _size(part)
+        later = torch.full((length, length), -torch.inf).triu_(1)
+        scores.unflatten(1, (length, -1))[..., -length:] += later[:, None]
+        return scores.softmax(-1)
+
+
+def _size(part: slice) -> int:
+    return int(part.stop - part.start)
 
 
 class _PackedAttention(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        blocks: Sequence[Block],
-        scaling: float,
+        ctx: Any, query: Tensor, key: Tensor, value: Tensor, layout: Layout, scaling: float
     ) -> Tensor:
         ctx.save_for_backward(query, key, value)
-        ctx.blocks, ctx.scaling = blocks, scaling
-        grouped, keys, values = query.unflatten(0, (key.shape[0], -1)), _wide(key), _wide(value)
-        heads, groups, tokens, size = grouped.shape
-        found = query.new_empty(tokens, heads, groups, size)
+        ctx.layout, ctx.scaling = layout, scaling
         with torch.autocast(query.device.type, enabled=False):
-            for block in blocks:
-                weights = block.weights(block.asked(grouped) * scaling, block.seen(keys))
-                block.put(found, block.mixed(weights, block.seen(values)))
-        return found.flatten(1)
+            laid = _Laid(query, key, value, layout, scaling)
+            found = torch.empty_like(laid.queries)
+            for bundle in laid.bundles:
+                seen, given = laid.keys_and_values(bundle)
+                for part in bundle.parts:
+                    given.mix(laid.weights(bundle, seen, part), laid.of(found, bundle, part))
+            return found.index_select(0, laid.asked.back).view(len(query), -1).to(query.dtype)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         query, key, value = cast(tuple[Tensor, Tensor, Tensor], ctx.saved_tensors)
         with torch.autocast(query.device.type, enabled=False):
-            return *_gradients(query, key, value, grads[0], ctx.blocks, ctx.scaling), None, None
+            laid = _Laid(query, key, value, ctx.layout, ctx.scaling)
+            by_query, by_key, by_value = _gradients(laid, grads[0])
+            by_query *= ctx.scaling
+        return (
+            by_query.view(query.shape).to(query.dtype),
+            by_key.view(key.shape).to(key.dtype),
+            by_value.view(value.shape).to(value.dtype),
+            None,
+            None,
+        )
 
 
-def _gradients(
-    query: Tensor, key: Tensor, value: Tensor, grad: Tensor, blocks: Sequence[Block], scaling: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    grouped, keys, values = query.unflatten(0, (key.shape[0], -1)), _wide(key), _wide(value)
-    heads, groups, tokens, size = grouped.shape
-    by_found = grad.view(tokens, heads, groups, size).permute(1, 2, 0, 3)
-    by_query = query.new_empty(tokens, heads, groups, size)
-    by_key, by_value = torch.zeros_like(keys), torch.zeros_like(values)
-    for block in blocks:
-        asked, seen = block.asked(grouped) * scaling, block.seen(keys)
-        weights, given = block.weights(asked, seen), block.given(by_found)
-        block.add(by_value, weights, given)
-        by_weights = _against(given, block.seen(values))
-        by_scores = torch.ops.aten._softmax_backward_data(by_weights, weights, -1, weights.dtype)
-        block.put(by_query, block.mixed(by_scores, seen) * scaling)
-        block.add(by_key, by_scores, asked)
-    return (
-        by_query.permute(1, 2, 0, 3).flatten(0, 1),
-        by_key.to(key.dtype),
-        by_value.to(value.dtype),
+def _gradients(laid: _Laid, by_found: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Of the scaled queries, the keys and the values, rows of [n H]."""
+    wanted = laid.rows(by_found).index_select(0, laid.asked.there)
+    wanted *= laid.asked.own  # what fills up adds nothing to its keys
+    by_query = torch.empty_like(laid.queries)
+    by_keys = [torch.zeros(len(laid.seen.there), laid.size, dtype=wanted.dtype) for _ in range(2)]
+    prompts = []
+    for bundle in laid.bundles:
+        seen, given = laid.keys_and_values(bundle)
+        by_seen, by_given = (
+            _Keys(torch.zeros_like(seen.prompt), bundle.view(x, bundle.whole, laid.heads))
+            for x in by_keys
+        )
+        prompts.append((bundle.prompt, (by_seen.prompt, by_given.prompt)))
+        for part in bundle.parts:
+            weights, mine = laid.weights(bundle, seen, part), laid.of(wanted, bundle, part)
+            by_given.add(weights, mine)
+            by_weights = given.against(mine, part.stop)
+            by_scores = torch.ops.aten._softmax_backward_data(
+                by_weights, weights, -1, weights.dtype
+            )
+            seen.mix(by_scores, laid.of(by_query, bundle, part))
+            by_seen.add(by_scores, laid.of(laid.queries, bundle, part))
+    by_key, by_value = (
+        x.index_select(0, laid.seen.back).unflatten(0, (-1, laid.heads)) for x in by_keys
     )
-
-
-def _against(rows: Tensor, of_keys: tuple[Tensor, Tensor]) -> Tensor:
-    """[H, S, L G, P + m] products of [H, S, L G, D] with every key's."""
-    own = rows @ of_keys[1].transpose(-1, -2)
-    if not of_keys[0].shape[1]:
-        return own
-    before = rows.flatten(1, 2) @ of_keys[0].transpose(-1, -2)
-    return torch.cat([before.view(*own.shape[:3], -1), own], -1)
-
-
-def _wide(x: Tensor) -> Tensor:
-    """Contiguous, float32 or wider."""
-    dtype = torch.promote_types(x.dtype, torch.float32)
-    return x.to(dtype, memory_format=torch.contiguous_format)
+    for prompt, (of_key, of_value) in prompts:
+        by_key[prompt] += of_key.transpose(0, 1)
+        by_value[prompt] += of_value.transpose(0, 1)
+    return by_query.index_select(0, laid.asked.back), by_key, by_value
 
 
 def _attend(
@@ -305,10 +347,10 @@ def _attend(
 ) -> tuple[Tensor, None]:
     scaling = kwargs.get("scaling")
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
-    blocks, dtype = _blocks.get(), precision(query, value)
-    assert blocks is not None
-    rows, keys, values = (x[0].to(dtype) for x in (query, key, value))
-    found = packed_attention(rows, keys, values, blocks, scaling)
+    layout, dtype = _layout.get(), precision(query, value)
+    assert layout is not None
+    rows, keys, values = (x[0].transpose(0, 1).to(dtype) for x in (query, key, value))
+    found = packed_attention(rows, keys, values, layout, scaling)
     return found.view(1, len(found), query.shape[1], -1), None
 
 

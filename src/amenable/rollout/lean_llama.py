@@ -21,9 +21,8 @@ from transformers import PreTrainedModel
 
 from amenable.data.collate import Span, packs
 from amenable.models.packed_attention import (
-    Block,
+    Layout,
     attends_plainly,
-    blocks_of,
     packed_attention,
 )
 from amenable.models.projection import filling
@@ -92,7 +91,7 @@ class LeanLlama:
             filler = [Span(ends[-1], ends[-1] + more)] if more else []
             ids = torch.tensor(list(chain.from_iterable(prompts[index] for index in part)))
             places = torch.cat([torch.arange(span.end - span.start) for span in spans])
-            attend = _reading(part, spans, blocks_of([*spans, *filler]), cache)
+            attend = _reading(part, spans, Layout([*spans, *filler]), cache)
             hidden = self._hidden(pad(ids, (0, more)), pad(places, (0, more)), attend)
             for index, span in zip(part, spans, strict=True):
                 found[index] = hidden[span.end - 1]
@@ -128,16 +127,15 @@ class LeanLlama:
 
 
 def _reading(
-    part: Sequence[int], spans: Sequence[Span], blocks: Sequence[Block], cache: PrefixCache
+    part: Sequence[int], spans: Sequence[Span], layout: Layout, cache: PrefixCache
 ) -> Attention:
     """Attention of the prompts `part` within a pass, which keeps their keys and values."""
 
     def attend(number: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        query, key, value = (x.transpose(0, 1) for x in (query, key, value))
         for index, span in zip(part, spans, strict=True):
             own = slice(span.start, span.end)
-            cache.fill(index, number, key[:, own], value[:, own])
-        return packed_attention(query, key, value, blocks, query.shape[-1] ** -0.5)
+            cache.fill(index, number, key[own].transpose(0, 1), value[own].transpose(0, 1))
+        return packed_attention(query, key, value, layout, query.shape[-1] ** -0.5)
 
     return attend
 

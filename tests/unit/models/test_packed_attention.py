@@ -8,7 +8,7 @@ from torch import Tensor
 
 from amenable.data.collate import PromptGroup, Span, collate
 from amenable.models import logprobs
-from amenable.models.packed_attention import blocks_of, packed_attention
+from amenable.models.packed_attention import Layout, packed_attention
 
 from .conftest import build
 
@@ -19,14 +19,14 @@ SPANS = (
     *(Span(333, 341, 170, 190), Span(341, 348, 170, 190), Span(348, 356, 170, 190)),
     *(Span(356, 366), Span(366, 375)),
 )
-"""One text longer than a block of queries; a prompt with five completions, one of them so too and
+"""A text that is read in parts; a prompt with five completions, one of them read in parts too and
 three of like length; two short texts alone."""
 TOKENS = 375
 
 
 def rows(dtype: torch.dtype) -> list[Tensor]:
     generator = torch.Generator().manual_seed(0)
-    shapes = [(6, TOKENS, 16), (2, TOKENS, 16), (2, TOKENS, 16)]
+    shapes = [(TOKENS, 6, 16), (TOKENS, 2, 16), (TOKENS, 2, 16)]
     return [torch.randn(shape, generator=generator).to(dtype).requires_grad_() for shape in shapes]
 
 
@@ -37,6 +37,7 @@ def plain(query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
         for row in range(span.start, span.end):
             allowed[row, span.start : row + 1] = True
             allowed[row, span.prefix_start : span.prefix_end] = True
+    query, key, value = (x.transpose(0, 1) for x in (query, key, value))
     key, value = (x.repeat_interleave(3, 0) for x in (key, value))
     scores = (query @ key.transpose(1, 2) * scaling).masked_fill(~allowed, -torch.inf)
     return (scores.softmax(-1) @ value).transpose(0, 1).flatten(1)
@@ -51,7 +52,7 @@ def test_values_and_gradients_are_those_of_a_masked_softmax(
     """bfloat16: within the rounding of its inputs' size, 2**-8."""
     given = rows(dtype)
     wanted = [x.detach().double().requires_grad_() for x in given]
-    ours, theirs = packed_attention(*given, blocks_of(SPANS), 0.3), plain(*wanted, 0.3)
+    ours, theirs = packed_attention(*given, Layout(SPANS), 0.3), plain(*wanted, 0.3)
     weights = torch.randn(theirs.shape, generator=torch.Generator().manual_seed(1)).to(dtype)
     assert error(ours, theirs) < bound
     grads = torch.autograd.grad(ours, given, weights)
@@ -65,19 +66,19 @@ def error(found: Tensor, wanted: Tensor) -> float:
     return float((found - wanted).detach().norm() / wanted.detach().norm())
 
 
-def test_short_texts_of_like_length_are_read_together() -> None:
-    """8, 8 and 7 behind the prompt, 10 and 9 alone; 20, 3 and parts of long ones by themselves."""
-    blocks = blocks_of(SPANS)
-    together = [(len(b.queries), b.length) for b in blocks if isinstance(b.queries, torch.Tensor)]
-    assert sorted(together) == [(2, 10), (3, 8)]
-    alone = [b.length for b in blocks if isinstance(b.queries, slice)]
-    assert sorted(alone) == [3, 12, 20, 42, 128, 128]
+def test_texts_of_like_length_are_read_together() -> None:
+    """The 8, 8 and 7 behind the prompt, and the 10 and 9 alone; a long text in parts."""
+    bundles = Layout(SPANS).bundles
+    sizes = [[text.end - text.start for text in bundle.texts] for bundle in bundles]
+    assert sorted(sizes) == [[3], [8, 8, 7], [10, 9], [20], [140], [170]]
+    parts = {bundle.length: [part.stop - part.start for part in bundle.parts] for bundle in bundles}
+    assert parts == {3: [3], 8: [8], 10: [10], 20: [20], 140: [70, 70], 170: [57, 57, 56]}
 
 
 def test_gradcheck() -> None:
     spans = (Span(0, 3), Span(3, 4, 0, 3), Span(4, 6, 0, 3))
-    given = [x[:, :6, :3].detach().requires_grad_() for x in rows(torch.float64)]
-    assert torch.autograd.gradcheck(lambda *x: packed_attention(*x, blocks_of(spans), 0.5), given)
+    given = [x[:6, :, :3].detach().requires_grad_() for x in rows(torch.float64)]
+    assert torch.autograd.gradcheck(lambda *x: packed_attention(*x, Layout(spans), 0.5), given)
 
 
 GROUPS = [
