@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from peft import PeftModel
+from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from amenable.data.render import Renderer
@@ -34,13 +35,25 @@ def best_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
+def freeze(model: PreTrainedModel, dtype: torch.dtype) -> None:
+    """Stop training a model; its linear layers keep their weights as autocast would cast them.
+
+    Results stay the same to the last bit. The output head stays as it is, since it may be the
+    embedding, which is not cast.
+    """
+    model.requires_grad_(False)
+    for module in model.modules():
+        if type(module) is nn.Linear and module is not model.get_output_embeddings():
+            module.weight.data = module.weight.data.to(dtype)
+
+
 @dataclass
 class Foundation:
     """What all roles of a run stand on: tokenizer, renderer, precision, and the shared base.
 
     The base is loaded when the first role asks for it. With LoRA it is loaded once, in the
     compute precision, and frozen; with full fine-tuning every role loads float32 weights of
-    its own.
+    its own, whose products are cast once where they are not trained.
     """
 
     recipe: Recipe
@@ -81,7 +94,7 @@ class Foundation:
             name: of the role's adapter.
             start: `models/sft` or `models/reward`, if the role does not start from the base.
             head: scalar head of a reward model or critic.
-            train: with LoRA, give a role that starts from the base an adapter to train.
+            train: the role learns; with LoRA one that starts from the base gets an adapter.
         """
         if head is not None:
             head.to(self.device)
@@ -91,6 +104,8 @@ class Foundation:
             else:
                 model = load_causal_lm(start or self.source, torch.float32, device=self.device)
             shorten(model)
+            if not train:
+                freeze(model, self.dtype)
             return Role(model, head=head, dtype=self.dtype)
         if self._shared is None:
             self._shared = load_causal_lm(self.source, self.dtype, device=self.device)

@@ -227,10 +227,11 @@ class Budget:
         known = self.process and self.process + _LATER
         return {"process": known or _PROCESS[self.machine.kind]}
 
-    def _roles(self, adapters: int, trunks: int, copies: int = 0) -> Parts:
-        """One shared base with adapters, and copies of it; or as many whole trunks."""
+    def _roles(self, adapters: int, trunks: int, copies: int = 0, frozen: int = 0) -> Parts:
+        """One shared base with adapters, and copies of it; or as many whole trunks, some frozen."""
         if not self.lora:
-            return {**self._start(), "weights": trunks * self.base}
+            narrower = self.shape.linear * (_FLOAT - self.dtype.itemsize)
+            return {**self._start(), "weights": trunks * self.base - frozen * narrower}
         return {
             **self._start(),
             "weights": self.base,
@@ -294,7 +295,7 @@ class Budget:
         others = own + self._critic
         trained = 1 + self._critic
         copies = int(policy.merged_rollouts)
-        roles = self._roles(1 + reference + others, 2 + others, copies)
+        roles = self._roles(1 + reference + others, 2 + others, copies, frozen=1 + own)
         held = {**roles, "Adam's moments": trained * self.trained * _MOMENTS}
         episodes = policy.prompts_per_update * policy.samples_per_prompt
         batch = self.largest("policy")
@@ -312,7 +313,8 @@ class Budget:
     def _off_policy(self) -> list[_Phase]:
         reference = bool(self.rows["demonstrations.train"]) and self.recipe.sft.enabled
         copies = int(self.recipe.policy.merged_rollouts)
-        roles, sampling = self._roles(1 + reference, 1), self._roles(1 + reference, 2, copies)
+        roles = self._roles(1 + reference, 1)
+        sampling = self._roles(1 + reference, 2, copies, frozen=1)
         return [
             _Phase("training", self._training(roles, "policy", 1)),
             self._checkpoint(roles, 2),

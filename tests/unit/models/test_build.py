@@ -101,7 +101,11 @@ def test_full_fine_tuning_gives_each_role_weights_of_its_own(
     assert policy.plain is not reference.plain
     assert policy.adapter is None
     assert policy.plain.dtype is torch.float32, "trained weights are float32"
-    assert reference.plain.dtype is torch.float32, "rounded weights would not be the policy's"
+    with torch.no_grad():
+        assert torch.equal(policy.logprobs(BATCH).logprobs, reference.logprobs(BATCH).logprobs)
+    products = reference.plain.model.layers[0]
+    assert {p.dtype for p in products.mlp.parameters()} == {torch.bfloat16}, "cast once"
+    assert not any(p.requires_grad for p in reference.plain.parameters())
     assert (policy.dtype, reference.dtype) == (torch.bfloat16, torch.bfloat16)
 
 
