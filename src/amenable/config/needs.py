@@ -56,10 +56,10 @@ _OF_PAIRS = (
 """What algorithms that learn from pairs read of [policy]."""
 
 
-def unread_keys(policy: PolicyConfig) -> list[str]:
+def unread_keys(recipe: Recipe) -> list[str]:
     """Keys of [policy] that the recipe sets to something, and its algorithm does not read."""
-    changed = list(_changed(policy, PolicyConfig(), ""))
-    return [f"policy.{key}" for key in changed if _is_unread(policy, key)]
+    changed = _changed(recipe.policy, Recipe(model=recipe.model).policy, "")
+    return [f"policy.{key}" for key in changed if _is_unread(recipe.policy, key)]
 
 
 def _is_unread(policy: PolicyConfig, key: str) -> bool:

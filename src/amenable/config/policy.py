@@ -214,8 +214,8 @@ class PolicyConfig:
     max_grad_norm: float = 1.0
     """Gradients are scaled down to this global norm, policy and critic apart."""
 
-    micro_batch_tokens: int = 1024
-    """Tokens in one forward pass."""
+    micro_batch_tokens: int = 0
+    """Tokens in one forward pass; 0: 2048, or 1024 without LoRA."""
 
     stop_at_kl: float = 0.0
     """End the stage early when the sequence KL exceeds this many nats; 0 never does."""

@@ -62,8 +62,8 @@ class PreferenceConfig:
     weight_decay: float = 0.0
     """Decoupled weight decay of AdamW."""
 
-    micro_batch_tokens: int = 1024
-    """Tokens in one forward pass; gradients are accumulated to `batch_size`."""
+    micro_batch_tokens: int = 0
+    """Tokens in one forward pass, gathered to `batch_size`; 0: 2048, or 1024 without LoRA."""
 
     evaluations: int = 3
     """How often the validation pairs are measured; the best checkpoint is kept."""

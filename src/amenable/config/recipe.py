@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
 
 from amenable.config.collect import CollectConfig
 from amenable.config.data import DataConfig
@@ -11,6 +12,8 @@ from amenable.config.model import ModelConfig
 from amenable.config.policy import PolicyConfig
 from amenable.config.reward import RewardConfig
 from amenable.config.sft import SFTConfig
+
+_Section = TypeVar("_Section", bound=Any)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,3 +49,20 @@ class Recipe:
 
     evaluate: EvaluateConfig = EvaluateConfig()
     """Side-by-Side evaluation."""
+
+    def __post_init__(self) -> None:
+        """Write out the sizes of micro-batches that were left to the kind of training."""
+        tokens = 2048 if self.model.lora.enabled else 1024
+
+        def sized(section: _Section) -> _Section:
+            left = not section.micro_batch_tokens
+            return replace(section, micro_batch_tokens=tokens) if left else section
+
+        policy = sized(self.policy)
+        policy = replace(policy, preference=sized(policy.preference))
+        for name, section in (
+            ("sft", sized(self.sft)),
+            ("reward", sized(self.reward)),
+            ("policy", policy),
+        ):
+            object.__setattr__(self, name, section)

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 def run_policy(ctx: StageContext) -> dict[str, Any]:
     """The `policy` stage: runs the algorithm that the recipe names."""
-    if unread := unread_keys(ctx.recipe.policy):
+    if unread := unread_keys(ctx.recipe):
         ctx.progress.say(f"policy: {ctx.recipe.policy.algorithm} does not read {', '.join(unread)}")
     module, _, function = ALGORITHMS[ctx.recipe.policy.algorithm].run.partition(":")
     section: dict[str, Any] = getattr(importlib.import_module(module), function)(ctx)

@@ -382,3 +382,21 @@ def test_every_key_has_help_and_a_default() -> None:
 def test_field_help_is_the_string_under_the_field() -> None:
     texts: dict[str, Any] = field_help(PPOConfig)
     assert texts["gamma"] == "Discount a token."
+
+
+@pytest.mark.parametrize(
+    ("settings", "tokens"),
+    [
+        ([], (2048, 2048, 2048, 2048)),
+        (["model.lora.enabled=false"], (1024, 1024, 1024, 1024)),
+        (["sft.micro_batch_tokens=64", "reward.micro_batch_tokens=0"], (64, 2048, 2048, 2048)),
+    ],
+)
+def test_micro_batches_are_sized_by_the_kind_of_training(
+    settings: list[str], tokens: tuple[int, ...]
+) -> None:
+    """The recipe in the run folder has the number."""
+    recipe = load_recipe(None, [*READY, *settings])
+    sections = (recipe.sft, recipe.reward, recipe.policy, recipe.policy.preference)
+    assert tuple(section.micro_batch_tokens for section in sections) == tokens
+    assert to_toml(recipe).count(f"micro_batch_tokens = {tokens[-1]}\n") == tokens.count(tokens[-1])

@@ -105,4 +105,4 @@ def test_keys_that_an_algorithm_does_not_read_are_told(
     settings: tuple[str, ...], unread: list[str]
 ) -> None:
     recipe = load_recipe(None, [PAIRS, PROMPTS, *settings])
-    assert unread_keys(recipe.policy) == unread
+    assert unread_keys(recipe) == unread
