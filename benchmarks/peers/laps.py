@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 import json
 import resource
+import statistics
 import time
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -46,10 +48,12 @@ class Laps:
         """
         if len(self._ends) != self.planned:
             raise SystemExit(f"{len(self._ends)} steps ended, and not {self.planned}")
+        steps = [end - start for start, end in pairwise(self._ends)]
         found: dict[str, Any] = {
             "side": side,
             "threads": threads,
-            "step_s": (self._ends[-1] - self._ends[0]) / self._timed + before_s,
+            "step_s": statistics.median(steps) + before_s,
+            "steps_s": steps,
             "peak_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9,
         }
         print(json.dumps(found), flush=True)

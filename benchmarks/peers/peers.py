@@ -1,6 +1,6 @@
 """Amenable against TRL: seconds and memory of a step, on the same rows, model and settings.
 
-    .venv/bin/python benchmarks/peers/peers.py [--dtype bf16|fp32] [--repeats 3] [--only ROW ...]
+    .venv/bin/python benchmarks/peers/peers.py [--dtype bf16|fp32] [--steps 3] [--only ROW ...]
 
 SmolLM2-135M; 16 prompts of 44 to 380 tokens (140 in the mean), completions of 48. SFT takes 16
 rows, reward model and DPO 16 pairs, GRPO and RLOO 2 prompts with 8 samples each, PPO 16 episodes
@@ -8,7 +8,7 @@ with 4 passes over them and a reward model. `--dtype bf16` is autocast over floa
 sides (with adapters our frozen base is bfloat16), `fp32` float32 throughout.
 
 Every run is a process of its own; the two sides take turns, ours first in the first repeat, theirs
-in the next. Time is the mean of the steps after the first, memory the process's largest resident
+in the next. Time is the median of the steps after the first, memory the process's largest resident
 set up to the last step; the table has medians over the repeats. Nothing is saved, evaluated or
 exported in what is measured. The floor is that of our work (`floor.py`), at rates measured before
 the first run. TRL's environments are made by `make peers`.
@@ -188,8 +188,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=ROOT / "runs" / "peers", help="work folder")
     parser.add_argument("--dtype", choices=("bf16", "fp32"), default="bf16")
-    parser.add_argument("--repeats", type=int, default=3, help="processes of each side")
-    parser.add_argument("--steps", type=int, default=2, help="timed in a process, after the first")
+    parser.add_argument("--repeats", type=int, default=1, help="processes of each side")
+    parser.add_argument("--steps", type=int, default=3, help="timed in a process, after the first")
     parser.add_argument("--only", nargs="+", choices=list(CELLS), default=list(CELLS))
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
