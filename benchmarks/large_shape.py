@@ -7,7 +7,8 @@ policy, reference, reward model and critic are adapters and heads on that one ba
 4 episodes of 64 + 16 tokens and one pass. The numerics gate is off, as it passes dozens of times
 over a model that knows nothing. The tokenizer has 32,000 tokens, trained on this Python's own
 source. Prints a line of JSON: seconds of each update, peak resident memory, and the forecast of
-`amenable plan` for the same recipe. `--layers` cuts the model, to try the script.
+`amenable plan` for each phase of the same recipe; the stage is left before checkpoint and export.
+`--layers` cuts the model, to try the script.
 """
 
 from __future__ import annotations
@@ -225,8 +226,7 @@ def measure(root: Path, options: argparse.Namespace) -> None:
         "threads": torch.get_num_threads(),
         "seconds": [round(b - a, 1) for a, b in itertools.pairwise(ends)],
         "peak_gb": round(peak, 2),
-        "forecast_gb": round(expected.memory.total / 1e9, 2),
-        "forecast_parts_gb": {k: round(v / 1e9, 2) for k, v in expected.memory.parts.items()},
+        "forecast_gb": {k: round(v / 1e9, 2) for k, v in expected.memory.phases.items()},
         "completion_tokens": [figures["completion_tokens"] for figures in clock.figures],
         "grad_norm": [figures["grad_norm"] for figures in clock.figures],
         "critic_grad_norm": [figures["critic_grad_norm"] for figures in clock.figures],

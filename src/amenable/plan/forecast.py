@@ -106,6 +106,7 @@ class Forecast:
                     "memory_bytes": round(stage.memory.total),
                     "memory_phase": stage.memory.phase,
                     "memory_parts": {k: round(v) for k, v in stage.memory.parts.items()},
+                    "memory_phases": {k: round(v) for k, v in stage.memory.phases.items()},
                 }
                 for stage in self.stages
             },

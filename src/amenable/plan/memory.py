@@ -9,7 +9,7 @@ from it, and go.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import torch
@@ -48,6 +48,8 @@ class StageMemory:
     parts: Parts
     unscaled: float = 0.0
     """Bytes of the training phase that do not grow with the micro-batch; 0: it does not train."""
+    phases: Parts = field(default_factory=dict)
+    """Bytes of every phase."""
 
     @property
     def total(self) -> float:
@@ -112,7 +114,8 @@ class Budget:
             kept = max(phase.own for phase in phases)
             parts = {part: size for part, size in top.parts.items() if size}
             training = [p.own - p.parts["activations"] for p in phases if p.name == "training"]
-            found.append(StageMemory(name, top.name, parts, sum(training)))
+            totals = {phase.name: sum(phase.parts.values()) for phase in phases}
+            found.append(StageMemory(name, top.name, parts, sum(training), totals))
         return found
 
     def largest(self, stage: str) -> MicroBatch | None:
