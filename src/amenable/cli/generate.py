@@ -55,10 +55,10 @@ def generate(
 
     silence_libraries()
     asked = _prompts(prompts or (), file or ())
-    source = _model_source(model)
-    recipe = _recipe_of(source, max_new_tokens)
+    source = model_source(model)
+    recipe = recipe_of(source, max_new_tokens)
     sampling = {"temperature": temperature, "top_p": top_p, "top_k": top_k}
-    rows = list(_complete(source, asked, recipe, sampling, seed))
+    rows = list(complete(source, asked, recipe, sampling, seed))
     if out is not None:
         write_jsonl(out, rows)
     elif as_json:
@@ -81,7 +81,7 @@ def _prompts(texts: Sequence[str], files: Sequence[str]) -> list[Prompt]:
     return [*typed, *(read_prompts(files) if files else ())]
 
 
-def _model_source(model: str) -> Path | str:
+def model_source(model: str) -> Path | str:
     """The folder or hub id; of a run folder, its tuned model."""
     from amenable.models.pull import resolve_base
 
@@ -89,7 +89,7 @@ def _model_source(model: str) -> Path | str:
     return resolve_base(str(tuned) if tuned.is_dir() else model)
 
 
-def _recipe_of(source: Path | str, max_new_tokens: int | None) -> Recipe:
+def recipe_of(source: Path | str, max_new_tokens: int | None) -> Recipe:
     """The recipe of the run that the model belongs to, or the defaults."""
     from dataclasses import replace
 
@@ -105,7 +105,7 @@ def _recipe_of(source: Path | str, max_new_tokens: int | None) -> Recipe:
     return replace(recipe, data=replace(recipe.data, max_completion_tokens=max_new_tokens))
 
 
-def _complete(
+def complete(
     source: Path | str,
     prompts: Sequence[Prompt],
     recipe: Recipe,

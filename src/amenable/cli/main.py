@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 import amenable
-from amenable.cli import data, generate, lab, models, plan, report, run
+from amenable.cli import audit, compare, data, generate, lab, models, plan, report, run
 from amenable.errors import AmenableError
 from amenable.masking import without_secrets
 
@@ -28,6 +28,8 @@ app.command("demo", epilog=run.DEMO_EXAMPLE)(run.demo)
 app.command("run", epilog=run.RUN_EXAMPLE)(run.run)
 app.command("plan", epilog=plan.EXAMPLE)(plan.plan)
 app.command("generate", epilog=generate.EXAMPLE)(generate.generate)
+app.command("compare", epilog=compare.EXAMPLE)(compare.compare)
+app.command("audit", epilog=audit.EXAMPLE)(audit.audit)
 app.command("report", epilog=report.EXAMPLE)(report.report)
 app.add_typer(data.app, name="data")
 app.add_typer(models.app, name="models")

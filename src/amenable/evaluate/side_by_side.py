@@ -73,7 +73,34 @@ def compare(
     Raises:
         DataError: lengths differ, no prompt, or a score is not finite.
     """
-    scores = verdicts(scores_a, scores_b, identical)
+    return compare_scores(
+        name_a,
+        name_b,
+        judge,
+        verdicts(scores_a, scores_b, identical),
+        lengths_a,
+        lengths_b,
+        seed=seed,
+        bootstrap_samples=bootstrap_samples,
+    )
+
+
+def compare_scores(
+    name_a: str,
+    name_b: str,
+    judge: str,
+    scores: statistics.Floats,
+    lengths_a: npt.ArrayLike,
+    lengths_b: npt.ArrayLike,
+    *,
+    seed: int,
+    bootstrap_samples: int = 2000,
+) -> dict[str, Any]:
+    """`compare` from the prompts' scores, [n] in [0, 1]: above one half b wins, below it loses.
+
+    Raises:
+        DataError: lengths differ, or there is no prompt.
+    """
     length_a, length_b = np.asarray(lengths_a, dtype=float), np.asarray(lengths_b, dtype=float)
     if not length_a.shape == length_b.shape == scores.shape:
         raise DataError(
@@ -99,7 +126,7 @@ def compare(
 
 def _counts(scores: statistics.Floats) -> dict[str, Any]:
     """Wins, ties and losses of b with the sign test and the smallest difference it could show."""
-    wins, losses = int((scores == 1).sum()), int((scores == 0).sum())
+    wins, losses = int((scores > 0.5).sum()), int((scores < 0.5).sum())
     decisive = wins + losses
     detectable = statistics.smallest_detectable_difference(decisive) * decisive / scores.size
     return {

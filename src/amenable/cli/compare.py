@@ -1,0 +1,280 @@
+"""`amenable compare`: systems Side-by-Side, by any judge."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from amenable.cli.options import AsJson
+
+if TYPE_CHECKING:
+    from amenable.data.schemas import Prompt
+    from amenable.evaluate.systems import System
+    from amenable.judges import Judge
+    from amenable.judges.asking import Asked, Look
+    from amenable.judges.store import ReplyStore
+
+EXAMPLE = (
+    "Example: amenable compare smollm2-135m runs/demo --prompts prompts.jsonl "
+    "--judge http://127.0.0.1:8000/v1 --judge-model my-model"
+)
+
+Answered = list[tuple["Prompt", dict[str, str]]]
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the analysis needs beside the replies."""
+
+    seed: int
+    price: tuple[float, float]
+
+
+def compare(
+    systems: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="BASE TUNED [MORE]...",
+            help="Run folders, models or files of completions; NAME=SOURCE names one.",
+        ),
+    ],
+    prompts: Annotated[
+        list[str] | None,
+        typer.Option("--prompts", metavar="FILE", help="Rows with input_text; may be repeated."),
+    ] = None,
+    judges: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--judge",
+            metavar="JUDGE",
+            help="A service's URL, a model (also a reward model's folder), file.py:function or a "
+            "rule that scores; may be repeated.",
+        ),
+    ] = None,
+    judge_model: Annotated[
+        str, typer.Option(metavar="NAME", help="The service's name of the model.")
+    ] = "",
+    template: Annotated[
+        str, typer.Option(metavar="NAME|FILE", help="How a judge that reads is asked.")
+    ] = "summary-1",
+    token_env: Annotated[
+        str, typer.Option(metavar="VARIABLE", help="Holds the service's token.")
+    ] = "",
+    concurrency: Annotated[int, typer.Option(min=1, help="Calls to a service in flight.")] = 8,
+    price: Annotated[
+        tuple[float, float],
+        typer.Option(metavar="IN OUT", help="Of a million tokens to and from a service."),
+    ] = (0.0, 0.0),
+    out: Annotated[
+        Path, typer.Option("--out", metavar="DIR", help="Where results and replies are kept.")
+    ] = Path("runs/compare"),
+    seed: Annotated[int, typer.Option(help="Seeds sampling and resampling.")] = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Compare systems Side-by-Side: every pair of answers in both orders, prompts as the unit.
+
+    Replies are kept in OUT as they arrive: the same command again goes on where it stopped, and
+    asks nothing twice.
+    """
+    import json
+
+    from amenable.artifacts import write_json, write_jsonl
+    from amenable.errors import StageError, UsageError
+    from amenable.evaluate.judged import MOST_INVALID
+    from amenable.evaluate.systems import named_systems
+    from amenable.judges.template import load_template
+    from amenable.pipeline.preflight import silence_libraries
+
+    silence_libraries()
+    named = named_systems(systems)
+    if not judges:
+        raise UsageError("nobody judges; name one with --judge, for example a service's URL")
+    chosen = load_template(template)
+    settings = {"token_env": token_env, "concurrency": concurrency}
+    opened = [open_judge(judge, judge_model, chosen, settings) for judge in judges]
+    answered = _answers(named, prompts or [], seed)
+    write_jsonl(out / "completions.jsonl", (_row(*answer) for answer in answered))
+    names = [system.name for system in named]
+    result = _compare(opened, names, answered, out, Options(seed, price))
+    write_json(out / "comparison.json", result)
+    typer.echo(json.dumps(result, indent=2) if as_json else _shown(result, out))
+    if result["unanswered"]:
+        raise StageError(
+            f"{sum(result['unanswered'].values())} questions went without a reply "
+            f"({next(iter(result['unanswered']))}); the same command again asks them alone"
+        )
+    for row in result["comparisons"]:
+        if row["invalid"] > MOST_INVALID:
+            raise StageError(
+                f"{row['judge']} gave no verdict in {row['invalid']:.1%} of its replies, more than "
+                f"{MOST_INVALID:.0%}; read them in {out / 'looks.jsonl'}, and change --template"
+            )
+
+
+def _row(prompt: Prompt, completions: Mapping[str, str]) -> dict[str, Any]:
+    return {"id": prompt.id, "input_text": prompt.text, "completions": dict(completions)}
+
+
+def open_judge(source: str, model: str, template: Any, settings: Mapping[str, Any]) -> Judge:
+    """What the word after --judge names.
+
+    Raises:
+        UsageError: it cannot judge.
+        ModelError: it cannot be loaded.
+    """
+    from amenable.config.rewards import kind_of
+    from amenable.errors import UsageError
+    from amenable.judges.chat import ChatJudge
+
+    match kind_of(source):
+        case "http":
+            if not model:
+                raise UsageError("--judge-model: name the model that the service shall ask")
+            return ChatJudge(source, model, template, **settings)
+        case "function":
+            from amenable.judges.scores import ScoreJudge
+            from amenable.rollout.rewards.functions import FunctionReward
+
+            return ScoreJudge(source.rpartition(":")[2], FunctionReward(source, "--judge"))
+        case "rule" | "own":
+            raise UsageError(f"--judge: {source!r} cannot judge; write a function that scores")
+    return _model_judge(source, template)
+
+
+def _model_judge(source: str, template: Any) -> Judge:
+    """A reward model, or a language model that is asked for a label."""
+    from transformers import AutoConfig
+
+    from amenable.judges.local import LocalJudge
+    from amenable.judges.scores import ScoreJudge
+    from amenable.models.build import best_device
+    from amenable.models.pull import resolve_base
+    from amenable.rollout.rewards.models import FolderReward
+
+    base = resolve_base(source)
+    name = Path(source).name
+    kinds = AutoConfig.from_pretrained(base).architectures or []
+    if not any(kind.endswith("ForSequenceClassification") for kind in kinds):
+        return LocalJudge(base, template, name)
+    reward = FolderReward(
+        str(base),
+        max_prompt_tokens=4096,
+        max_completion_tokens=1024,
+        key="--judge",
+        device=best_device(),
+    )
+    return ScoreJudge(name, reward)
+
+
+def _answers(systems: Sequence[System], files: Sequence[str], seed: int) -> Answered:
+    """Every system's completion of every prompt."""
+    from amenable.cli.generate import complete, model_source, recipe_of
+    from amenable.data.reading.readers import read_prompts
+    from amenable.errors import UsageError
+    from amenable.evaluate.systems import gather, read_completions
+
+    models = [system for system in systems if not system.is_file]
+    if models and not files:
+        raise UsageError(f"{models[0].name} has nothing to answer; name prompts with --prompts")
+    asked = read_prompts(files) if files else None
+    ready = {s.name: read_completions(s.source) for s in systems if s.is_file}
+    answers = {}
+    for system in models:
+        source = model_source(system.source)
+        rows = complete(source, asked or [], recipe_of(source, None), {"temperature": 0.0}, seed)
+        answers[system.name] = {row["id"]: row["completion"] for row in rows}
+    return list(gather(systems, asked, answers, ready))
+
+
+def _compare(
+    judges: Sequence[Judge],
+    names: Sequence[str],
+    answered: Answered,
+    out: Path,
+    options: Options,
+) -> dict[str, Any]:
+    """All pairs of systems by all judges, and with three systems or more their ranking."""
+    from amenable.artifacts import write_jsonl
+    from amenable.evaluate.judged import games, judged
+    from amenable.evaluate.ranking import rank
+    from amenable.judges.store import ReplyStore
+
+    store = ReplyStore(out / "replies.sqlite")
+    comparisons, rankings, looks = [], {}, []
+    unanswered: Counter[str] = Counter()
+    for judge in judges:
+        played = []
+        for a, b in combinations(names, 2):
+            asked = _ask(judge, a, b, answered, store)
+            unanswered.update(asked.unanswered)
+            looks += [_look(judge.name, a, b, look) for look in asked.looks]
+            row = judged(a, b, judge.name, asked.looks, seed=options.seed)
+            comparisons.append(row | _spent(asked, options.price))
+            played += games(a, b, asked.looks)
+        if len(names) > 2:
+            rankings[judge.name] = rank(played).rows()
+    store.close()
+    write_jsonl(out / "looks.jsonl", looks)
+    return {"comparisons": comparisons, "rankings": rankings, "unanswered": dict(unanswered)}
+
+
+def _ask(judge: Judge, a: str, b: str, answered: Answered, store: ReplyStore) -> Asked:
+    from amenable.artifacts import Progress
+    from amenable.judges.asking import Pair, ask_both_orders
+
+    pairs = [Pair(prompt, texts[a], texts[b]) for prompt, texts in answered]
+    with Progress().track(2 * len(pairs), f"compare: {judge.name}, {a} and {b}") as tracker:
+        return ask_both_orders(judge, pairs, store, tracker.advance)
+
+
+def _look(judge: str, a: str, b: str, look: Look) -> dict[str, Any]:
+    reply = look.reply
+    return {
+        "judge": judge,
+        "a": a,
+        "b": b,
+        "id": look.pair.prompt.id,
+        "first": b if look.swapped else a,
+        "verdict": str(reply.verdict),
+        "confidence": reply.confidence,
+        "reply": reply.text,
+    }
+
+
+def _spent(asked: Asked, price: tuple[float, float]) -> dict[str, Any]:
+    """Tokens and money of all replies, and how many of them were asked for now."""
+    read = sum(look.reply.prompt_tokens for look in asked.looks)
+    written = sum(look.reply.completion_tokens for look in asked.looks)
+    return {
+        "calls": asked.calls,
+        "prompt_tokens": read,
+        "completion_tokens": written,
+        "cost": (read * price[0] + written * price[1]) / 1e6,
+    }
+
+
+def _shown(result: Mapping[str, Any], out: Path) -> str:
+    """A few lines for the terminal."""
+    lines = []
+    for row in result["comparisons"]:
+        low, high = (f"{end:.3f}" for end in row["win_rate_ci95"])
+        bias = row["bias"]
+        lines += [
+            f"{row['judge']}: {row['b']} against {row['a']} {row['win_rate']:.3f} [{low}, {high}]"
+            f" over {row['prompts']} prompts (p {row['p_value']:.2g})",
+            f"  wins {row['wins']}, ties {row['ties']}, losses {row['losses']}; at equal length "
+            f"{row['length_controlled_win_rate']:.3f}; smallest difference that would show "
+            f"{row['smallest_detectable']:.3f}",
+            f"  the judge: first place wins {bias['first_wins']:.3f}, orders contradict each other "
+            f"in {bias['flips']:.1%}, no verdict in {row['invalid']:.1%}",
+        ]
+    for judge, ranking in result["rankings"].items():
+        places = ", ".join(f"{row['system']} {row['strength']:+.2f}" for row in ranking)
+        lines.append(f"{judge}, all systems: {places}")
+    return "\n".join([*lines, f"{out / 'comparison.json'}"])

@@ -1,0 +1,107 @@
+"""Two systems by a judge that has seen every pair in both orders: who wins, and who says so."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from amenable.evaluate.both_orders import Call, Orders, judge_bias, slices
+from amenable.evaluate.ranking import Game
+from amenable.evaluate.side_by_side import compare_scores
+from amenable.judges.types import Verdict
+
+if TYPE_CHECKING:
+    from amenable.data.schemas import Prompt
+    from amenable.judges.asking import Look
+
+MOST_INVALID = 0.05
+"""Share of replies without a verdict above which a comparison is not to be trusted."""
+
+_QUARTERS = ("shortest", "second", "third", "longest")
+_FEWEST = 10  # prompts of a slice that is shown
+
+
+def judged(
+    name_a: str,
+    name_b: str,
+    judge: str,
+    looks: Sequence[Look],
+    *,
+    seed: int,
+    bootstrap_samples: int = 2000,
+) -> dict[str, Any]:
+    """What the looks at the answers of systems a and b say; plain numbers, ready for JSON.
+
+    Beside what `side_by_side.compare` returns: `verdicts` (how often each was said), `invalid`
+    (share of replies), `left_out` (prompts without a valid verdict in each order), `bias` of the
+    judge and `slices` of the prompts.
+
+    Raises:
+        DataError: no prompt has a valid verdict in both orders.
+    """
+    calls = _calls(looks)
+    orders = Orders.of(calls)
+    pairs = {look.pair.prompt.id: look.pair for look in looks}
+    words_a, words_b = (
+        {name: float(len(text.split())) for name, text in texts.items()}
+        for texts in (
+            {name: pair.a for name, pair in pairs.items()},
+            {name: pair.b for name, pair in pairs.items()},
+        )
+    )
+    said = Counter(call.verdict for call in calls)
+    found = compare_scores(
+        name_a,
+        name_b,
+        judge,
+        orders.scores,
+        [words_a[name] for name in orders.prompts],
+        [words_b[name] for name in orders.prompts],
+        seed=seed,
+        bootstrap_samples=bootstrap_samples,
+    )
+    prompts = [pairs[name].prompt for name in orders.prompts]
+    return {
+        **found,
+        "verdicts": {str(verdict): said[verdict] for verdict in Verdict},
+        "invalid": said[Verdict.INVALID] / len(calls),
+        "left_out": len(orders.left_out),
+        "bias": judge_bias(orders, words_a, words_b),
+        "slices": slices(orders.scores, parts(prompts)),
+    }
+
+
+def games(name_a: str, name_b: str, looks: Sequence[Look]) -> list[Game]:
+    """The same looks as games of a ranking, one a prompt."""
+    orders = Orders.of(_calls(looks))
+    return [
+        Game(prompt, name_a, name_b, score)
+        for prompt, score in zip(orders.prompts, orders.scores.tolist(), strict=True)
+    ]
+
+
+def _calls(looks: Sequence[Look]) -> list[Call]:
+    return [Call(look.pair.prompt.id, look.swapped, look.reply.verdict) for look in looks]
+
+
+def parts(prompts: Sequence[Prompt]) -> Mapping[str, Any]:
+    """[n] membership by slice: quarters by the prompt's words, and the rows' own `tag` or `tags`.
+
+    Slices of fewer than ten prompts are left out.
+    """
+    words = np.array([len(prompt.text.split()) for prompt in prompts])
+    quarter = np.empty(len(words), dtype=int)
+    quarter[np.argsort(words, kind="stable")] = np.arange(len(words)) * 4 // max(1, len(words))
+    found = {f"prompt length: {name}": quarter == n for n, name in enumerate(_QUARTERS)}
+    tags = [_tags(prompt) for prompt in prompts]
+    for tag in sorted({tag for own in tags for tag in own}):
+        found[f"tag: {tag}"] = np.array([tag in own for own in tags])
+    return {name: member for name, member in found.items() if member.sum() >= _FEWEST}
+
+
+def _tags(prompt: Prompt) -> list[str]:
+    own = prompt.meta.get("tags", prompt.meta.get("tag"))
+    return [str(tag) for tag in own] if isinstance(own, list) else [str(own)] if own else []

@@ -1,0 +1,81 @@
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("torch")
+
+from amenable.artifacts import read_jsonl
+from amenable.cli import main as cli
+
+from ..judges.chat_service import ChatService  # noqa: TID252 - the tests are no package
+
+
+def audit(monkeypatch: pytest.MonkeyPatch, *words: str) -> int | str | None:
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    monkeypatch.setattr(sys, "argv", ["amenable", "audit", *words])
+    with pytest.raises(SystemExit) as caught:
+        cli.main()
+    return caught.value.code
+
+
+@pytest.fixture
+def choices(tmp_path: Path) -> str:
+    """People prefer more a's in 30 of 40 rows; every fourth row the other way."""
+    rows = [
+        {
+            "input_text": f"Text {n}.",
+            "candidate_0": "aa" if n % 2 else "a",
+            "candidate_1": "a" if n % 2 else "aa",
+            "choice": (0 if n % 2 else 1) if n % 4 else (1 if n % 2 else 0),
+        }
+        for n in range(40)
+    ]
+    path = tmp_path / "choices.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def test_a_service_against_people(
+    choices: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    out = tmp_path / "out"
+    with ChatService() as service:
+        words = (choices, "--judge", service.url, "--judge-model", "m", "--out", str(out))
+        assert audit(monkeypatch, *words) == 0
+        shown = capsys.readouterr().out
+        assert audit(monkeypatch, *words, "--json") == 0
+    assert sum(service.asked.values()) == 80
+    found = json.loads(capsys.readouterr().out)
+    assert found == json.loads((out / "audit.json").read_text())
+    assert (found["rows"], found["accuracy"], found["better_than_chance"]) == (40, 0.75, True)
+    rows = list(read_jsonl(out / "disagreements.jsonl"))
+    assert [row["input_text"] for row in rows] == [f"Text {n}." for n in range(0, 40, 4)]
+    assert "Verdict" in rows[0]["replies"]["candidate_0 first"]
+    assert "accuracy                0.750  [" in shown
+    assert "Fewer than 100 rows" in shown
+    assert "no pair was judged twice" in shown
+
+
+def test_a_judge_at_chance_is_told_so(
+    choices: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    scorer = tmp_path / "scorer.py"
+    scorer.write_text(
+        "import hashlib\n"
+        "def draw(prompts, completions, **_):\n"
+        "    pairs = zip(prompts, completions)\n"
+        "    return [hashlib.sha256(repr(pair).encode()).digest()[0] for pair in pairs]\n"
+    )
+    words = (choices, "--judge", f"{scorer}:draw", "--out", str(tmp_path / "out"))
+    assert audit(monkeypatch, *words) == 0
+    assert "CHANCE on these rows" in capsys.readouterr().out

@@ -1,0 +1,162 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("torch")
+
+from amenable.artifacts import read_jsonl
+from amenable.cli import main as cli
+
+from ..judges.chat_service import ChatService  # noqa: TID252 - the tests are no package
+
+
+def compare(monkeypatch: pytest.MonkeyPatch, *words: str) -> int | str | None:
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    monkeypatch.setattr(sys, "argv", ["amenable", "compare", *words])
+    with pytest.raises(SystemExit) as caught:
+        cli.main()
+    return caught.value.code
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> dict[str, str]:
+    """Completions of three systems for twelve prompts: one, two and three a's."""
+    found = {}
+    for name, text in (("base", "a"), ("tuned", "aa"), ("best", "aaa")):
+        rows: list[dict[str, Any]] = [
+            {"input_text": f"Text {n}.", "completion": text} for n in range(12)
+        ]
+        path = tmp_path / f"{name}.jsonl"
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        found[name] = str(path)
+    return found
+
+
+def test_three_systems_by_a_service(
+    files: dict[str, str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    out = tmp_path / "out"
+    with ChatService() as service:
+        words = (*files.values(), "--judge", service.url, "--judge-model", "m", "--out", str(out))
+        assert compare(monkeypatch, *words, "--price", "1", "2", "--json") == 0
+        found = json.loads(capsys.readouterr().out)
+        assert compare(monkeypatch, *words) == 0
+    assert sum(service.asked.values()) == 72, "the second run asks nothing"
+    assert found == json.loads((out / "comparison.json").read_text()) | {
+        "comparisons": found["comparisons"]
+    }
+    rows = {(row["a"], row["b"]): row for row in found["comparisons"]}
+    assert list(rows) == [("base", "tuned"), ("base", "best"), ("tuned", "best")]
+    assert all(
+        (row["win_rate"], row["prompts"], row["calls"]) == (1, 12, 24) for row in rows.values()
+    )
+    assert rows["base", "tuned"]["cost"] == pytest.approx(24 * (100 * 1 + 10 * 2) / 1e6)
+    assert [row["system"] for row in found["rankings"]["m"]] == ["best", "tuned", "base"]
+    looks = list(read_jsonl(out / "looks.jsonl"))
+    assert len(looks) == 72
+    assert {(look["first"], look["verdict"]) for look in looks[:2]} == {
+        ("base", "second"),
+        ("tuned", "first"),
+    }
+    assert "tuned against base 1.000 [" in capsys.readouterr().out
+
+
+def test_models_answer_and_judge(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A model against ready completions, by a local model and by a function."""
+    prompts = tmp_path / "prompts.jsonl"
+    rows = [{"input_text": f"Text {n}.", "completion": "ready " * n} for n in range(1, 7)]
+    prompts.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    scorer = tmp_path / "scorer.py"
+    scorer.write_text(
+        "def words(completions, **_):\n    return [len(c.split()) for c in completions]\n"
+    )
+    out = tmp_path / "out"
+    words = (f"tiny={tiny}", f"ready={prompts}", "--prompts", str(prompts), "--out", str(out))
+    judges = ("--judge", str(tiny), "--judge", f"{scorer}:words")
+    assert compare(monkeypatch, *words, *judges) == 0
+    found = json.loads((out / "comparison.json").read_text())["comparisons"]
+    assert [(row["a"], row["b"], row["judge"]) for row in found] == [
+        ("tiny", "ready", tiny.name),
+        ("tiny", "ready", "words"),
+    ]
+    completions = list(read_jsonl(out / "completions.jsonl"))
+    assert [row["completions"]["ready"] for row in completions] == [
+        "ready " * n for n in range(1, 7)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("{base}", "{tuned}"), "nobody judges"),
+        (("{base}", "--judge", "m:f"), "needs two systems"),
+        (("{base}", "{base}", "--judge", "m:f"), "two systems are called 'base'"),
+        (("{base}", "{tuned}", "--judge", "http://127.0.0.1:9/v1"), "--judge-model"),
+        (("{base}", "{tuned}", "--judge", "rule:length"), "cannot judge"),
+        (("{base}", "smollm2-135m", "--judge", "{scorer}:f"), "name prompts with --prompts"),
+        (("{base}", "{other}", "--judge", "{scorer}:f"), "other.jsonl: has no completion of"),
+        (("{base}", "{empty}", "--judge", "{scorer}:f"), "a completion is missing"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused(
+    files: dict[str, str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    words: tuple[str, ...],
+    told: str,
+) -> None:
+    (tmp_path / "other.jsonl").write_text('{"input_text": "Else.", "completion": "x"}\n')
+    (tmp_path / "empty.jsonl").write_text('{"input_text": "Text 0."}\n')
+    (tmp_path / "scorer.py").write_text(
+        "def f(completions, **_):\n    return [0.0] * len(completions)\n"
+    )
+    places = {name: str(tmp_path / f"{name}.jsonl") for name in ("other", "empty")}
+    places |= {"scorer": str(tmp_path / "scorer.py"), **files}
+    filled = [word.format(**places) for word in words]
+    assert compare(monkeypatch, *filled, "--out", str(tmp_path / "out")) == 2
+    assert told in capsys.readouterr().err
+
+
+def test_a_judge_without_verdicts_fails_the_comparison(
+    files: dict[str, str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with ChatService() as service:
+        service.texts = ["I cannot say."] * 3
+        words = (files["base"], files["tuned"], "--judge", service.url, "--judge-model", "m")
+        assert compare(monkeypatch, *words, "--out", str(tmp_path / "out")) == 1
+    assert "no verdict in 12.5%" in capsys.readouterr().err
+    assert (tmp_path / "out" / "comparison.json").exists()
+
+
+def test_judging_ready_completions_imports_no_torch(files: dict[str, str], tmp_path: Path) -> None:
+    with ChatService() as service:
+        code = (
+            "import sys\nfrom amenable.cli.main import main\n"
+            f"sys.argv = ['amenable', 'compare', {files['base']!r}, {files['tuned']!r}, '--judge', "
+            f"{service.url!r}, '--judge-model', 'm', '--out', {str(tmp_path / 'out')!r}]\n"
+            "try:\n    main()\n"
+            "except SystemExit as end:\n    print(end.code, 'torch' in sys.modules)"
+        )
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            capture_output=True,
+            text=True,
+            env={"no_proxy": "127.0.0.1", "PATH": ""},
+            check=True,
+        )
+    assert done.stdout.splitlines()[-1] == "0 False"
