@@ -25,6 +25,9 @@ EXAMPLE = (
     "--judge http://127.0.0.1:8000/v1 --judge-model my-model"
 )
 
+_LONGEST_PROMPT = 4096  # tokens that a reward model reads at most
+_ROOM = 128  # tokens that are kept for an answer where it reads few
+
 Answered = list[tuple["Prompt", dict[str, str]]]
 
 
@@ -149,27 +152,37 @@ def open_judge(source: str, model: str, template: Any, settings: Mapping[str, An
 
 def _model_judge(source: str, template: Any) -> Judge:
     """A reward model, or a language model that is asked for a label."""
-    from transformers import AutoConfig
-
+    from amenable.cli.generate import recipe_of
     from amenable.judges.local import LocalJudge
     from amenable.judges.scores import ScoreJudge
     from amenable.models.build import best_device
     from amenable.models.pull import resolve_base
     from amenable.rollout.rewards.models import FolderReward
 
-    base = resolve_base(source)
-    name = Path(source).name
-    kinds = AutoConfig.from_pretrained(base).architectures or []
-    if not any(kind.endswith("ForSequenceClassification") for kind in kinds):
-        return LocalJudge(base, template, name)
+    if not _is_classifier(Path(source) / "config.json"):
+        return LocalJudge(resolve_base(source), template, Path(source).name)
+    data = recipe_of(Path(source), None).data
     reward = FolderReward(
-        str(base),
-        max_prompt_tokens=4096,
-        max_completion_tokens=1024,
+        source,
+        instruction=data.instruction,
+        system_message=data.system_message,
+        max_prompt_tokens=_LONGEST_PROMPT,
+        max_completion_tokens=_ROOM,
         key="--judge",
         device=best_device(),
     )
-    return ScoreJudge(name, reward)
+    return ScoreJudge(Path(source).name, reward)
+
+
+def _is_classifier(config: Path) -> bool:
+    """Whether a model folder holds a reward model; whatever else is wrong is told on loading it."""
+    import json
+
+    try:
+        kinds = json.loads(config.read_text(encoding="utf-8")).get("architectures") or []
+    except (OSError, ValueError):
+        return False
+    return any(str(kind).endswith("ForSequenceClassification") for kind in kinds)
 
 
 def _answers(systems: Sequence[System], files: Sequence[str], seed: int) -> Answered:

@@ -160,3 +160,18 @@ def test_judging_ready_completions_imports_no_torch(files: dict[str, str], tmp_p
             check=True,
         )
     assert done.stdout.splitlines()[-1] == "0 False"
+
+
+def test_a_reward_models_folder_judges_by_its_scores(
+    tiny: Path, files: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    folder = tmp_path / "reward"
+    AutoModelForSequenceClassification.from_pretrained(tiny, num_labels=1).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(tiny).save_pretrained(folder)
+    out = tmp_path / "out"
+    words = (files["base"], files["tuned"], "--judge", str(folder), "--out", str(out))
+    assert compare(monkeypatch, *words) == 0
+    (row,) = json.loads((out / "comparison.json").read_text())["comparisons"]
+    assert (row["judge"], row["prompts"], row["bias"]["flips"]) == ("reward", 12, 0)
