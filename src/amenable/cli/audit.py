@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -64,10 +65,9 @@ def audit(
     people = read_preferences(files)
     people = people[:rows] if rows else people
     pairs = [Pair(row.prompt, row.candidate_0, row.candidate_1) for row in people]
-    store = ReplyStore(out / "replies.sqlite")
-    with Progress().track(2 * len(pairs), f"audit: {opened.name}") as tracker:
+    track = Progress().track(2 * len(pairs), f"audit: {opened.name}")
+    with closing(ReplyStore(out / "replies.sqlite")) as store, track as tracker:
         asked = ask_both_orders(opened, pairs, store, tracker.advance)
-    store.close()
     judged = list(_rows(people, asked.looks))
     result = {
         "judge": opened.name,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
@@ -218,21 +219,20 @@ def _compare(
     from amenable.evaluate.ranking import rank
     from amenable.judges.store import ReplyStore
 
-    store = ReplyStore(out / "replies.sqlite")
     comparisons, rankings, looks = [], {}, []
     unanswered: Counter[str] = Counter()
-    for judge in judges:
-        played = []
-        for a, b in combinations(names, 2):
-            asked = _ask(judge, a, b, answered, store)
-            unanswered.update(asked.unanswered)
-            looks += [_look(judge.name, a, b, look) for look in asked.looks]
-            row = judged(a, b, judge.name, asked.looks, seed=options.seed)
-            comparisons.append(row | _spent(asked, options.price))
-            played += games(a, b, asked.looks)
-        if len(names) > 2:
-            rankings[judge.name] = rank(played).rows()
-    store.close()
+    with closing(ReplyStore(out / "replies.sqlite")) as store:
+        for judge in judges:
+            played = []
+            for a, b in combinations(names, 2):
+                asked = _ask(judge, a, b, answered, store)
+                unanswered.update(asked.unanswered)
+                looks += [_look(judge.name, a, b, look) for look in asked.looks]
+                row = judged(a, b, judge.name, asked.looks, seed=options.seed)
+                comparisons.append(row | _spent(asked, options.price))
+                played += games(a, b, asked.looks)
+            if len(names) > 2:
+                rankings[judge.name] = rank(played).rows()
     write_jsonl(out / "looks.jsonl", looks)
     return {"comparisons": comparisons, "rankings": rankings, "unanswered": dict(unanswered)}
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from amenable.data.schemas import Prompt
+from amenable.errors import StageError
 from amenable.judges.store import ReplyStore, question_key
 from amenable.judges.types import Judge, Question, Reply, Verdict
 
@@ -62,6 +63,9 @@ def ask_both_orders(
         pairs: of two systems.
         store: of replies; each is kept the moment that it arrives.
         on_progress: hears how many questions have a reply since the last call.
+
+    Raises:
+        StageError: not one question has a reply.
     """
     orders = [(pair, swapped) for pair in pairs for swapped in (False, True)]
     identity = judge.identity
@@ -87,4 +91,9 @@ def ask_both_orders(
         for key, (pair, swapped) in zip(keys, orders, strict=True)
         if pair.a == pair.b or key in known
     ]
+    if pairs and not looks:
+        raise StageError(
+            f"{judge.name} gave no reply to any of {len(orders)} questions: {unanswered[0]}; "
+            "is it the right judge, and does it answer?"
+        )
     return Asked(looks, len(questions), unanswered)

@@ -44,6 +44,10 @@ def test_the_higher_score_wins_in_either_order(tmp_path: Path) -> None:
 def test_a_failed_score_leaves_its_questions_open(tmp_path: Path) -> None:
     prompt = Prompt(messages=(Message(Speaker.USER, "?"),), id="p", group="")
     store = ReplyStore(tmp_path / "replies.sqlite")
-    found = ask_both_orders(ScoreJudge("words", Words()), [Pair(prompt, "", "a")], store)
-    assert (found.looks, found.unanswered) == ([], ["empty", "empty"])
+    pairs = [Pair(prompt, "", "a"), Pair(prompt, "b", "a")]
+    found = ask_both_orders(ScoreJudge("words", Words()), pairs, store)
+    assert ([look.pair for look in found.looks], found.unanswered) == (
+        [pairs[1]] * 2,
+        ["empty", "empty"],
+    )
     store.close()
