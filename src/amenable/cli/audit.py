@@ -156,6 +156,11 @@ def _meaning(result: Mapping[str, Any]) -> list[str]:
 
     found = []
     low, high = result["accuracy_ci95"]
+    if result["judge_ties"]:
+        found.append(
+            f"Undecided in {result['judge_ties']} rows: it said so, or its two orders contradict "
+            "each other."
+        )
     if high < 0.5:
         found.append("WORSE THAN CHANCE on these rows: it prefers what people do not.")
     elif not result["better_than_chance"]:

@@ -79,3 +79,18 @@ def test_a_judge_at_chance_is_told_so(
     words = (choices, "--judge", f"{scorer}:draw", "--out", str(tmp_path / "out"))
     assert audit(monkeypatch, *words) == 0
     assert "CHANCE on these rows" in capsys.readouterr().out
+
+
+def test_a_judge_that_likes_a_place_is_undecided(
+    choices: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with ChatService() as service:
+        service.texts = ["Verdict: A"] * 80
+        words = (choices, "--judge", service.url, "--judge-model", "m")
+        assert audit(monkeypatch, *words, "--out", str(tmp_path / "out")) == 0
+    shown = capsys.readouterr().out
+    assert "Undecided in 40 rows" in shown
+    assert "NO BETTER THAN CHANCE" in shown
