@@ -57,8 +57,8 @@ def compare(
         typer.Option(
             "--judge",
             metavar="JUDGE",
-            help="A service's URL, a model (also a reward model's folder), file.py:function or a "
-            "rule that scores; may be repeated.",
+            help="A service's URL, a model (also a reward model's folder) or a file.py:function "
+            "that scores; may be repeated.",
         ),
     ] = None,
     judge_model: Annotated[
@@ -102,6 +102,8 @@ def compare(
     chosen = load_template(template)
     settings = {"token_env": token_env, "concurrency": concurrency}
     opened = [open_judge(judge, judge_model, chosen, settings) for judge in judges]
+    if len({judge.name for judge in opened}) < len(opened):
+        raise UsageError("two judges have the same name; compare by one of them at a time")
     answered = _answers(named, prompts or [], seed)
     write_jsonl(out / "completions.jsonl", (_row(*answer) for answer in answered))
     names = [system.name for system in named]
@@ -132,12 +134,14 @@ def open_judge(source: str, model: str, template: Any, settings: Mapping[str, An
         UsageError: it cannot judge.
         ModelError: it cannot be loaded.
     """
-    from amenable.config.rewards import kind_of
+    from amenable.config.rewards import broken_url, kind_of
     from amenable.errors import UsageError
     from amenable.judges.chat import ChatJudge
 
     match kind_of(source):
         case "http":
+            if broken := broken_url(source):
+                raise UsageError(f"--judge: {broken.removeprefix('source: ')}")
             if not model:
                 raise UsageError("--judge-model: name the model that the service shall ask")
             return ChatJudge(source, model, template, **settings)

@@ -157,11 +157,12 @@ def _broken_source(part: RewardPart) -> str:
         rules = ", ".join(f"rule:{name}" for name in RULES)
         return f"source: {source!r} is no rule; the rules are {rules}"
     if part.kind == "http":
-        return _broken_url(source)
+        return broken_url(source)
     return ""
 
 
-def _broken_url(source: str) -> str:
+def broken_url(source: str) -> str:
+    """What is wrong with a service's address, starting with `source: `; empty if nothing is."""
     shown = shown_name(source)
     try:
         url = urlsplit(source)

@@ -104,6 +104,9 @@ def test_models_answer_and_judge(
         (("{base}", "{base}", "--judge", "m:f"), "two systems are called 'base'"),
         (("{base}", "{tuned}", "--judge", "http://127.0.0.1:9/v1"), "--judge-model"),
         (("{base}", "{tuned}", "--judge", "rule:length"), "cannot judge"),
+        (("{base}", "{tuned}", "--judge", "file:///etc/hosts"), "no http or https URL"),
+        (("{base}", "{tuned}", *("--judge", "{scorer}:f") * 2), "two judges have the same name"),
+        (("{none}", "{tuned}", "--judge", "{scorer}:f"), "none.jsonl"),
         (("{base}", "smollm2-135m", "--judge", "{scorer}:f"), "name prompts with --prompts"),
         (("{base}", "{other}", "--judge", "{scorer}:f"), "other.jsonl: has no completion of"),
         (("{base}", "{empty}", "--judge", "{scorer}:f"), "a completion is missing"),
@@ -122,7 +125,8 @@ def test_what_cannot_be_compared_is_refused(
     (tmp_path / "scorer.py").write_text(
         "def f(completions, **_):\n    return [0.0] * len(completions)\n"
     )
-    places = {name: str(tmp_path / f"{name}.jsonl") for name in ("other", "empty")}
+    (tmp_path / "none.jsonl").write_text("")
+    places = {name: str(tmp_path / f"{name}.jsonl") for name in ("other", "empty", "none")}
     places |= {"scorer": str(tmp_path / "scorer.py"), **files}
     filled = [word.format(**places) for word in words]
     assert compare(monkeypatch, *filled, "--out", str(tmp_path / "out")) == 2
