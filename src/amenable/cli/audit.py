@@ -61,8 +61,8 @@ def audit(
 
     silence_libraries()
     settings = {"token_env": token_env, "concurrency": concurrency}
-    opened = open_judge(judge, judge_model, load_template(template), settings)
-    people = read_preferences(files)
+    chosen, people = load_template(template), read_preferences(files)
+    opened = open_judge(judge, judge_model, chosen, settings)
     people = people[:rows] if rows else people
     pairs = [Pair(row.prompt, row.candidate_0, row.candidate_1) for row in people]
     track = Progress().track(2 * len(pairs), f"audit: {opened.name}")

@@ -30,6 +30,7 @@ _LONGEST_PROMPT = 4096  # tokens that a reward model reads at most
 _ROOM = 128  # tokens that are kept for an answer where it reads few
 
 Answered = list[tuple["Prompt", dict[str, str]]]
+Ready = dict[str, dict[str, tuple["Prompt", str]]]
 
 
 @dataclass(frozen=True)
@@ -101,10 +102,11 @@ def compare(
         raise UsageError("nobody judges; name one with --judge, for example a service's URL")
     chosen = load_template(template)
     settings = {"token_env": token_env, "concurrency": concurrency}
+    asked, ready = _read(named, prompts or [])
     opened = [open_judge(judge, judge_model, chosen, settings) for judge in judges]
     if len({judge.name for judge in opened}) < len(opened):
         raise UsageError("two judges have the same name; compare by one of them at a time")
-    answered = _answers(named, prompts or [], seed)
+    answered = _answers(named, asked, ready, seed)
     write_jsonl(out / "completions.jsonl", (_row(*answer) for answer in answered))
     names = [system.name for system in named]
     result = _compare(opened, names, answered, out, Options(seed, price))
@@ -190,9 +192,13 @@ def _is_classifier(config: Path) -> bool:
     return any(str(kind).endswith("ForSequenceClassification") for kind in kinds)
 
 
-def _answers(systems: Sequence[System], files: Sequence[str], seed: int) -> Answered:
-    """Every system's completion of every prompt."""
-    from amenable.cli.generate import complete, model_source, recipe_of
+def _read(systems: Sequence[System], files: Sequence[str]) -> tuple[list[Prompt] | None, Ready]:
+    """Prompts and ready completions: what can be wrong with them is told before a model is loaded.
+
+    Raises:
+        UsageError: a model has no prompts to answer.
+        DataError: a row is wrong, or a file lacks a prompt.
+    """
     from amenable.data.reading.readers import read_prompts
     from amenable.errors import UsageError
     from amenable.evaluate.systems import gather, read_completions
@@ -202,11 +208,25 @@ def _answers(systems: Sequence[System], files: Sequence[str], seed: int) -> Answ
         raise UsageError(f"{models[0].name} has nothing to answer; name prompts with --prompts")
     asked = read_prompts(files) if files else None
     ready = {s.name: read_completions(s.source) for s in systems if s.is_file}
+    if ready:
+        list(gather([system for system in systems if system.is_file], asked, {}, ready))
+    return asked, ready
+
+
+def _answers(
+    systems: Sequence[System], asked: list[Prompt] | None, ready: Ready, seed: int
+) -> Answered:
+    """Every system's completion of every prompt."""
+    from amenable.cli.generate import complete, model_source, recipe_of
+    from amenable.evaluate.systems import gather
+
     answers = {}
-    for system in models:
-        source = model_source(system.source)
-        rows = complete(source, asked or [], recipe_of(source, None), {"temperature": 0.0}, seed)
-        answers[system.name] = {row["id"]: row["completion"] for row in rows}
+    for system in systems:
+        if not system.is_file:
+            source = model_source(system.source)
+            recipe = recipe_of(source, None)
+            rows = complete(source, asked or [], recipe, {"temperature": 0.0}, seed)
+            answers[system.name] = {row["id"]: row["completion"] for row in rows}
     return list(gather(systems, asked, answers, ready))
 
 
