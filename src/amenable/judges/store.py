@@ -56,13 +56,17 @@ class ReplyStore:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._file = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
+        except OSError as error:
+            raise storage_error(path, error) from error
+        except sqlite3.Error as error:
+            raise self._refused(error) from error
+        try:
             self._file.execute(f"PRAGMA busy_timeout = {_BUSY_MS}")
             self._file.execute("PRAGMA journal_mode = WAL")
             self._file.execute("PRAGMA synchronous = NORMAL")
             self._file.execute(_TABLE)
-        except OSError as error:
-            raise storage_error(path, error) from error
         except sqlite3.Error as error:
+            self._file.close()
             raise self._refused(error) from error
 
     def close(self) -> None:
