@@ -284,6 +284,7 @@ class _Unfinished:
         self.rows: list[int] = []
         self._requests, self._most, self._eos_ids = requests, sampling.max_new_tokens, eos_ids
         self._tokens: list[list[int]] = [[] for _ in requests]
+        self._steps = [0] * len(requests)  # that the cache has room for, used or not
         self._noise: dict[int, list[float]] = {}
 
     def enter(self, rows: Iterable[int]) -> None:
@@ -301,6 +302,7 @@ class _Unfinished:
         """Take a token [B] of each; a sequence that had ended takes none. Returns how many end."""
         ended = 0
         for row, token in zip(self.rows, drawn.tolist(), strict=True):
+            self._steps[row] += 1
             if not self._done(row):
                 self._tokens[row].append(token)
                 ended += self._done(row)
@@ -309,10 +311,11 @@ class _Unfinished:
     def leave(self) -> Tensor | None:
         """Drop what has ended, where that is worth the copy; [b] the sequences that stay.
 
-        What has the most tokens leaves at once: the cache has no room for another.
+        What has been in for the most tokens leaves at once, even if it had ended long before: the
+        cache has no room for another.
         """
         keep = [place for place, row in enumerate(self.rows) if not self._done(row)]
-        full = any(len(self._tokens[row]) == self._most for row in self.rows)
+        full = any(self._steps[row] == self._most for row in self.rows)
         if not full and len(keep) > _KEEP * len(self.rows):
             return None
         self.rows = [self.rows[place] for place in keep]

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -184,6 +185,35 @@ def test_waiting_prompts_enter_where_others_have_ended(model: PreTrainedModel) -
     one_by_one = sum(max(len(r.completion_ids) for r in batch) - 1 for batch in batches)
     assert kinds.count("step") < one_by_one
     assert max(rows for rows, width in ears.shapes if width == 1) == 8
+
+
+def test_what_ended_leaves_when_its_room_is_used_up(model: PreTrainedModel) -> None:
+    """8 samples end after 3 tokens, 2 after 5; the 8 that enter then are not done after 8.
+
+    The 2 are too few to be worth a copy, and none of the batch has the most tokens at that time.
+    """
+    prompts = [(n, n + 1) for n in range(5, 40)]
+    sampling = Sampling(max_new_tokens=8, temperature=0.0)
+    texts = [r.completion_ids for r in engine(model).generate(requests(prompts), sampling)]
+
+    def ends(text: Sequence[int], eos: set[int]) -> int:
+        return next((place for place, token in enumerate(text, 1) if token in eos), 9)
+
+    early, middle, late = next(
+        (a, b, c)
+        for a, b, c in itertools.permutations(range(len(prompts)), 3)
+        if max(a, b) < c  # those of one length enter in their order
+        and [ends(texts[n], {texts[a][2], texts[b][4]}) for n in (a, b, c)] == [3, 5, 9]
+    )
+    eos = frozenset({texts[early][2], texts[middle][4]})
+    asked = [
+        Request(prompts[n], (n, k))
+        for n, samples in ((early, 8), (middle, 2), (late, 8))
+        for k in range(samples)
+    ]
+    found = engine(model, eos, 10).generate(asked, sampling)
+    assert [len(r.completion_ids) for r in found] == [3] * 8 + [5] * 2 + [8] * 8
+    assert [r.completion_ids for r in found[-8:]] == [texts[late]] * 8
 
 
 def test_nothing_is_decoded_after_the_last_end(model: PreTrainedModel) -> None:
