@@ -21,6 +21,7 @@ from amenable.config.policy import (
     OnlineDPOConfig,
     PolicyConfig,
     PPOConfig,
+    SelectionConfig,
 )
 from amenable.config.preference import PreferenceConfig
 from amenable.config.recipe import Recipe
@@ -52,6 +53,7 @@ def tiny_recipe(base: Path, **changes: Any) -> Recipe:
         "reward": RewardConfig(batch_size=5, evaluations=2),
         "policy": PolicyConfig(updates=3, prompts_per_update=4, samples_per_prompt=2),
         "kl": KLConfig(),
+        "selection": SelectionConfig(),
         "ppo": PPOConfig(),
         "online_dpo": OnlineDPOConfig(),
         "best_of_n": BestOfNConfig(),
@@ -65,7 +67,10 @@ def tiny_recipe(base: Path, **changes: Any) -> Recipe:
             sections[section] = dataclasses.replace(sections[section], **{field: value})
         else:
             top[name] = value
-    inner = {"policy": ("kl", "ppo", "online_dpo", "best_of_n", "preference"), "model": ("lora",)}
+    inner = {
+        "policy": ("kl", "selection", "ppo", "online_dpo", "best_of_n", "preference"),
+        "model": ("lora",),
+    }
     for outer, names in inner.items():
         own = {name: sections.pop(name) for name in names}
         sections[outer] = dataclasses.replace(sections[outer], **own)

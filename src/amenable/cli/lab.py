@@ -1,4 +1,4 @@
-"""`amenable lab`: algorithms against closed forms."""
+"""`amenable lab`: algorithms against closed forms, and over-optimisation where gold is known."""
 
 from __future__ import annotations
 
@@ -76,6 +76,68 @@ def exact(
         write_text(out / "exact.svg", picture(rows, KL_BOUND))
     typer.echo(json.dumps(frame.to_json(rows), indent=2) if as_json else text)
     if not verdict(rows):
+        raise typer.Exit(1)
+
+
+@app.command("overoptimize", epilog="Example: amenable lab overoptimize --out runs/over")
+def overoptimize(
+    seeds: Annotated[int, typer.Option(min=1, help="Worlds, from seed 0 on.")] = 5,
+    algorithm: Annotated[
+        str, typer.Option(metavar="NAME", help="Any algorithm that samples.")
+    ] = "ppo",
+    pairs: Annotated[
+        int, typer.Option(min=40, max=900, help="Choices that the reward model learns from.")
+    ] = 120,
+    updates: Annotated[int, typer.Option(min=10, help="Of the policy; a long run.")] = 64,
+    workers: Annotated[int, typer.Option(min=1, help="Processes, of one thread each.")] = 2,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out",
+            metavar="FOLDER",
+            help="Write overoptimize.json, overoptimize.txt and overoptimize.svg there.",
+        ),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Tune tiny models on a learned reward for too long; show proxy, gold, and which pick is best.
+
+    Exit code 1 when gold does not fall in the end, or the checkpoint that is chosen by gold gives
+    away more than a tenth of the gain, on more than a fifth of the seeds.
+    """
+    from dataclasses import asdict
+
+    from amenable.algorithms import ALGORITHMS
+    from amenable.artifacts import Progress, write_json, write_text
+    from amenable.errors import UsageError
+    from amenable.lab.overoptimization import Settings, run
+    from amenable.lab.overoptimization_report import passed, picture, table
+    from amenable.pipeline.preflight import silence_libraries
+
+    able = [name for name, row in ALGORITHMS.items() if row.learns_from == "prompts"]
+    if algorithm not in able:
+        raise UsageError(f"--algorithm: {algorithm!r} does not sample; choose from {able}")
+    silence_libraries()
+    settings = Settings(algorithm=algorithm, pairs=pairs, updates=updates)
+    results = []
+    with Progress().track(seeds, "lab") as bar:
+        for result in run(settings, range(seeds), workers):
+            results.append(result)
+            bar.advance(1)
+    results.sort(key=lambda result: result.seed)
+    found = {
+        "settings": asdict(settings),
+        "seeds": [{**asdict(result), "gold_falls": result.falls} for result in results],
+        "passed": passed(results),
+    }
+    text = table(results)
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+        write_json(out / "overoptimize.json", found)
+        write_text(out / "overoptimize.txt", text + "\n")
+        write_text(out / "overoptimize.svg", picture(results))
+    typer.echo(json.dumps(found, indent=2) if as_json else text)
+    if not passed(results):
         raise typer.Exit(1)
 
 

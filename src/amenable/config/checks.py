@@ -384,6 +384,22 @@ def _head_critic(recipe: Recipe) -> str:
     )
 
 
+def _selection(recipe: Recipe) -> str:
+    by = recipe.policy.selection.by
+    watched = [part.label for part in recipe.policy.rewards if part.kind != "own"]
+    if by in ("auto", "last", *watched):
+        return ""
+    if by == "annotator":
+        if recipe.collect.annotator == "simulated":
+            return ""
+        return (
+            'policy.selection.by: "annotator" needs collect.annotator = "simulated"; name one of'
+            ' policy.rewards, or set "last"'
+        )
+    choices = ", ".join(["auto", "annotator", *watched, "last"])
+    return f"policy.selection.by: {by!r} scores nothing here; choose from {choices}"
+
+
 def _gate_skip(recipe: Recipe) -> str:
     unknown = [name for name in recipe.policy.gate_skip if name not in GATE_CHECKS]
     if not unknown:
@@ -434,6 +450,7 @@ RULES: tuple[Callable[[Recipe], str], ...] = (
     _disagreement,
     _head_critic,
     _gate_skip,
+    _selection,
     _kto_batch,
     _one_source_of_preferences,
     _best_of,

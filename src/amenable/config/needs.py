@@ -38,6 +38,14 @@ def collects(recipe: Recipe) -> bool:
     return annotated and needs_preferences(recipe)
 
 
+def selects_by(recipe: Recipe) -> str:
+    """Who chooses among the policy's checkpoints; empty: the last one stays."""
+    by = recipe.policy.selection.by
+    if by == "auto":
+        by = "annotator" if collects(recipe) else "last"
+    return by if by != "last" and follows_reward(recipe) else ""
+
+
 def _learns_from(recipe: Recipe) -> str:
     return ALGORITHMS[recipe.policy.algorithm].learns_from
 

@@ -106,6 +106,17 @@ class BestOfNConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SelectionConfig:
+    """Which checkpoint an on-policy stage leaves behind: the last may have gone too far."""
+
+    by: str = "auto"
+    """Who scores the answers of the start and of every checkpoint to the validation prompts,
+    decoded as in `evaluate`; the best one stays: `annotator` (the simulated one, without its noise)
+    or the name of one of `policy.rewards`, such as one of weight 0; `last` measures nothing and
+    keeps the last; `auto`: the annotator where it is simulated."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class PolicyConfig:
     """Tuning the policy against a reward, or directly on preferences."""
 
@@ -231,6 +242,9 @@ class PolicyConfig:
 
     kl: KLConfig = KLConfig()
     """The KL penalty."""
+
+    selection: SelectionConfig = SelectionConfig()
+    """The choice of a checkpoint."""
 
     ppo: PPOConfig = PPOConfig()
     """PPO's own settings."""

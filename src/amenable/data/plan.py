@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from amenable.config.data import DataConfig
-from amenable.config.needs import collects
+from amenable.config.needs import collects, selects_by
 from amenable.config.recipe import Recipe
 from amenable.data.annotator import reference_of
 from amenable.data.row_file import parse_prompt
@@ -271,6 +271,8 @@ def _plan_prompts(plan: Plan, sources: Sources, recipe: Recipe) -> None:
             "every prompt is held out for evaluation, so that none is left to train on; add "
             "prompts whose text is not among the evaluation prompts"
         )
+    if selects_by(recipe):
+        free = _set_selection_prompts_aside(plan, free, recipe.data)
     train = free.drawn(recipe.data.max_prompts, f"{recipe.seed} prompts")
     plan.prompts["train"] = train
     if sources.prompts_from == "prompts":
@@ -283,6 +285,20 @@ def _plan_prompts(plan: Plan, sources: Sources, recipe: Recipe) -> None:
         for part in (plan.prompts["test"], free):
             for row in part.table.rows(part.rows):
                 reference_of(parse_prompt(row))  # raises now, not after the SFT stage
+
+
+def _set_selection_prompts_aside(plan: Plan, free: Part, config: DataConfig) -> Part:
+    """Makes `prompts.validation`, which chooses a checkpoint; returns the prompts to train on."""
+    sides = plan.sides.of(free.table.group[free.rows])
+    validation, train = _partition(free, sides == Side.VALIDATION)
+    if not len(train) or not len(validation):
+        plan.notes.append(
+            "too few prompts to choose the policy's checkpoint by prompts of its own: the last one "
+            "stays; a higher data.validation_share, or more prompts, would give some"
+        )
+        return free
+    plan.prompts["validation"] = _capped(plan, "prompts.validation", validation, config)
+    return train
 
 
 def _collect_prompts(plan: Plan, free: Part, recipe: Recipe) -> Part:

@@ -44,6 +44,7 @@ SPLITS = (
     "preferences.validation",
     "preferences.test",
     "prompts.train",
+    "prompts.validation",
     "prompts.collect",
     "prompts.test",
 )

@@ -13,12 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from markupsafe import Markup
 
 from amenable.algorithms import ALGORITHMS
 from amenable.artifacts import Json, RunFolder
 from amenable.evaluate import curves
 from amenable.evaluate.curves import Series
+from amenable.evaluate.overoptimization import GoldCurve, fit_gold
 
 SYSTEMS = {"base": "base", "sft": "SFT", "tuned": "tuned"}
 STAGES = ("data", "sft", "collect", "reward", "policy", "evaluate")
@@ -75,6 +77,7 @@ class Run:
     policy_samples: list[Json]
     completions: list[Json]
     headroom: Json
+    selection: Json
     diversity: Json
     data: Json
 
@@ -147,6 +150,7 @@ def read_run(folder: RunFolder) -> Run:
         policy_samples=read_rows(stages / "policy" / "samples.jsonl"),
         completions=read_rows(stages / "evaluate" / "completions.jsonl"),
         headroom=read_object(stages / "policy" / "headroom.json"),
+        selection=read_object(stages / "policy" / "selection.json"),
         diversity=read_object(stages / "evaluate" / "diversity.json"),
         data=read_object(folder.data / "report.json"),
     )
@@ -386,19 +390,60 @@ def overoptimisation(run: Run) -> list[Figure]:
         return []
     x = curves.root_kl(curves.as_floats([r["policy/kl_loss"] for r in rows])).tolist()
     figures = []
+    widest = max(1e-6, *x) * 1.04
     for key, title in (("reward", "proxy: reward model"), ("gold", "gold: annotator")):
         y = curves.as_floats([r.get(f"policy/{key}") for r in rows])
+        here = _here(f"Over the updates the {title.split(':')[0]}", y)
+        series = [Series(title, x, y, dots=True)]
+        fitted = fit_gold(*_paired(x, y)) if key == "gold" else None
+        if fitted is not None:
+            steps = np.linspace(0, max(x), 60).tolist()
+            series.append(Series("fitted", steps, [fitted.at(step) for step in steps]))
+            here += f" {_turn(fitted, max(x))}"
         svg = curves.line_chart(
             f"{title} against the square root of KL",
-            [Series(title, x, y, dots=True)],
+            series,
             x_label="√KL, √nats",
             y_label="mean score",
-            x_range=(0.0, max(1e-6, *x) * 1.04),
+            x_range=(0.0, widest),
         )
-        figures.append(
-            Figure(title, svg, "", _here(f"Over the updates the {title.split(':')[0]}", y))
-        )
+        figures.append(Figure(title, svg, "", here))
     return figures
+
+
+def _paired(x: Sequence[float], y: Sequence[float]) -> tuple[list[float], list[float]]:
+    """Those places where both are numbers."""
+    both = [(a, b) for a, b in zip(x, y, strict=True) if math.isfinite(a) and math.isfinite(b)]
+    return [a for a, _ in both], [b for _, b in both]
+
+
+def _turn(curve: GoldCurve, furthest: float) -> str:
+    """Where the fitted curve has its maximum, in words."""
+    turn = curve.turning_point
+    if turn is None or turn > furthest:
+        return "The fitted curve d (a − b log d) does not turn within what was measured."
+    return f"The fitted curve d (a − b log d) turns at √KL = {curves.number(turn)}."
+
+
+def checkpoint_figure(run: Run) -> Figure | None:
+    """Scores that chose a checkpoint, start included."""
+    rows = [r for r in run.selection.get("checkpoints") or [] if isinstance(r, dict)]
+    points = _paired(
+        curves.as_floats([r.get("updates") for r in rows]),
+        curves.as_floats([r.get("score") for r in rows]),
+    )
+    if len(points[0]) < 2:
+        return None
+    by = "annotator" if run.selection.get("by") == "annotator" else f"{run.selection.get('by')}"
+    title = f"score by {by}, answers to prompts that only choose"
+    svg = curves.line_chart(title, [Series(title, *points)], x_label="update", y_label="mean score")
+    chosen = run.selection.get("chosen")
+    here = f"The checkpoint after update {chosen} scores highest and is the tuned model."
+    if chosen == 0:
+        here = "No checkpoint scores higher than the start, so the tuned model is the start."
+    elif chosen == points[0][-1]:
+        here = "The last checkpoint scores highest and is the tuned model."
+    return Figure("Which checkpoint stays", svg, "", here)
 
 
 def reward_figures(run: Run) -> list[Figure]:

@@ -132,11 +132,12 @@ def run_jobs(jobs: Sequence[Job], workers: int) -> Iterator[list[Row]]:
             yield job()
         return
     context = multiprocessing.get_context("spawn")
-    with context.Pool(min(workers, len(ordered)), initializer=_on_one_thread) as pool:
+    with context.Pool(min(workers, len(ordered)), initializer=on_one_thread) as pool:
         yield from pool.imap_unordered(_call, ordered)
 
 
-def _on_one_thread() -> None:
+def on_one_thread() -> None:
+    """Set up a worker process."""
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     import torch
 

@@ -299,6 +299,8 @@ class Budget:
         trained = 1 + self._critic
         copies = int(policy.merged_rollouts)
         roles = self._roles(1 + reference + others, 2 + others, copies, frozen=1 + own)
+        if self.rows["prompts.validation"]:
+            roles["best checkpoint"] = self.trained * _FLOAT
         held = {**roles, "Adam's moments": trained * self.trained * _MOMENTS}
         episodes = policy.prompts_per_update * policy.samples_per_prompt
         batch = self.largest("policy")

@@ -14,7 +14,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from amenable.config.needs import collects, needs_preferences
+from amenable.config.needs import collects, needs_preferences, selects_by
 from amenable.config.recipe import Recipe
 from amenable.data.reading.read_log import DroppingLog
 from amenable.data.reading.readers import iter_demonstrations, iter_preferences, iter_prompts
@@ -214,6 +214,10 @@ def _splits(recipe: Recipe, read: dict[str, int]) -> dict[str, int]:
                 max(1, count * held["validation"]), data.validation_rows
             )
             counts[f"{kind}.test"] = _limited(max(1, count * held["test"]), data.evaluation_rows)
+    if selects_by(recipe):
+        chosen = round(data.validation_share * asked)
+        counts["prompts.validation"] = _limited(chosen, data.validation_rows)
+        train -= chosen
     counts["prompts.train"] = _limited(train, data.max_prompts)
     if collects(recipe):
         wanted = recipe.collect.pairs + data.validation_rows

@@ -214,6 +214,9 @@ def _on_policy(recipe: Recipe, rows: Rows) -> Work:
     work = update * policy.updates + _STAGE + Work(models_read=1, fixed_s=0.3)
     if policy.gate:
         work += Work(forward_passes=_GATE[0], forward_tokens=_GATE[1], merges=2)
+    if asked := rows["prompts.validation"]:
+        checkpoints = 1 + math.ceil(policy.updates / policy.checkpoint_every)
+        work += (_decode(prompts, asked, 1, completions) + Work(merges=1)) * checkpoints
     if recipe.collect.annotator == "simulated" and recipe.evaluate.best_of:
         asked = min(recipe.evaluate.best_of_prompts, rows["prompts.train"])
         work += _decode(prompts, asked, 1, completions)

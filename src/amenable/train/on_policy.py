@@ -23,6 +23,7 @@ from amenable.models.export import export_policy
 from amenable.rollout.headroom import report_headroom
 from amenable.rollout.transformers_engine import RolloutCopy
 from amenable.rollout.types import Request, Sampling
+from amenable.train.best_checkpoint import open_best_checkpoint
 from amenable.train.experience import (
     Episode,
     MicroBatch,
@@ -111,6 +112,8 @@ class _OnPolicyLoop:
         )
         self._engine = self._copy.engine(roles.foundation.renderer)
         self._scorer = Scorer(ctx, roles)
+        self._best = open_best_checkpoint(ctx, roles, self._copy, self._gold)
+        self._chosen: int | None = None
         self._kl = KLController(config)
         self._path = ctx.out / "checkpoints" / "last"
         self._history: list[Metrics] = []
@@ -131,11 +134,15 @@ class _OnPolicyLoop:
                 done = update + 1
                 last = done == config.updates or self._too_far() or ctx.deadline.exceeded()
                 if last or done % config.checkpoint_every == 0:
+                    if self._best is not None:
+                        self._best.measure(done)
                     self._save(done)
                 ctx.refresh_report()
                 if last:
                     self._say_why_it_ended(done)
                     break
+        if self._best is not None:
+            self._chosen = self._best.finish()
 
     def _prepare(self) -> None:
         """Before anything is learnt: the plan, the numerics gate, and what can be gained."""
@@ -153,6 +160,8 @@ class _OnPolicyLoop:
             write_json(self._ctx.out / "gate.json", found)
         if self._gold is not None and self._ctx.recipe.evaluate.best_of:
             report_headroom(self._ctx, self._engine, self._roles.foundation.renderer, self._gold)
+        if self._best is not None:
+            self._best.measure(0)
 
     def _too_far(self) -> bool:
         """Whether the last update's sequence KL is above the recipe's limit."""
@@ -170,6 +179,7 @@ class _OnPolicyLoop:
         return {
             "algorithm": self._ctx.recipe.policy.algorithm,
             "updates": len(self._history),
+            "chosen_update": len(self._history) if self._chosen is None else self._chosen,
             "episodes": round(self._history[-1]["episodes"]),
             "reward_first": mean(first, "reward"),
             "reward_last": mean(last, "reward"),
@@ -294,10 +304,11 @@ class _OnPolicyLoop:
     def _save(self, done: int) -> None:
         tensors, numbers = self._learner.state()
         own = {"updates": done, "history": self._history, "kl_coef": self._kl.coef}
+        best, measured = ({}, []) if self._best is None else self._best.state()
         save_checkpoint(
             self._path,
-            {"policy": self._roles.policy.state(), **tensors},
-            {**own, "rewards": self._scorer.state(), **numbers},
+            {"policy": self._roles.policy.state(), **best, **tensors},
+            {**own, "rewards": self._scorer.state(), "selection": measured, **numbers},
         )
 
     def _resume(self) -> int:
@@ -309,6 +320,8 @@ class _OnPolicyLoop:
         self._roles.policy.load_state(tensors["policy"])
         self._learner.load_state(tensors, numbers)
         self._scorer.load_state(numbers["rewards"])
+        if self._best is not None:
+            self._best.load_state(tensors, numbers["selection"])
         self._history, self._kl.coef = numbers["history"], float(numbers["kl_coef"])
         done = int(numbers["updates"])
         self._ctx.log.truncate(done - 1)

@@ -19,7 +19,7 @@ from amenable.config.data import (
     PreferenceSource,
     PromptSource,
 )
-from amenable.config.policy import PolicyConfig
+from amenable.config.policy import PolicyConfig, SelectionConfig
 from amenable.config.recipe import Recipe
 from amenable.data import stage
 from amenable.data.reading.readers import read_demonstrations, read_preferences, read_prompts
@@ -62,9 +62,15 @@ class Run:
 
 @pytest.fixture
 def run(tmp_path: Path) -> Callable[..., Run]:
-    def run_stage(seed: int = 0, collect: CollectConfig = NOBODY, **data: Any) -> Run:
+    def run_stage(
+        seed: int = 0,
+        collect: CollectConfig = NOBODY,
+        policy: PolicyConfig | None = None,
+        **data: Any,
+    ) -> Run:
         named = {kind: SOURCES[kind](files=data.pop(kind)) for kind in SOURCES if kind in data}
-        recipe = Recipe(seed=seed, data=DataConfig(**named, **data), collect=collect)
+        own = PolicyConfig() if policy is None else policy
+        recipe = Recipe(seed=seed, data=DataConfig(**named, **data), collect=collect, policy=own)
         done = Run(tmp_path / "run")
         context = SimpleNamespace(
             recipe=recipe,
@@ -259,12 +265,27 @@ def test_collecting_says_where_prompts_overlap_or_run_out(run: Any, write: Any) 
     files = write("d", demonstrations(60))
     done = run(demonstrations=files, collect=SIMULATED, max_demonstrations=40, **SMALL)
     assert done.said == [
-        "data: 5 of the 15 prompts for collecting preferences are also training demonstrations; "
+        "data: 10 of the 15 prompts for collecting preferences are also training demonstrations; "
         "lower data.max_demonstrations or collect.pairs to keep them apart"
     ]
     many = CollectConfig(annotator="simulated", pairs=100)
     done = run(demonstrations=files, collect=many, max_demonstrations=40, **SMALL)
-    assert "data: there are 50 prompts for collecting preferences, not the 105 of" in done.said[1]
+    assert "data: there are 45 prompts for collecting preferences, not the 105 of" in done.said[1]
+
+
+def test_the_prompts_that_choose_a_checkpoint_are_kept_apart(run: Any, write: Any) -> None:
+    """The validation share chooses where somebody does; else it is trained on."""
+    files = write("d", demonstrations(60))
+    done = run(demonstrations=files, collect=SIMULATED, **SMALL)
+    chosen = done.texts("prompts.validation")
+    assert chosen
+    assert chosen == done.texts("demonstrations.validation")
+    for split in ("prompts.train", "prompts.collect", "prompts.test"):
+        assert done.texts(split).isdisjoint(chosen), split
+    last = PolicyConfig(selection=SelectionConfig(by="last"))
+    done = run(demonstrations=files, collect=SIMULATED, policy=last, **SMALL)
+    assert not (done.root / "data" / "prompts.validation.jsonl").exists()
+    assert chosen <= done.texts("prompts.train")
 
 
 @pytest.mark.parametrize(

@@ -92,6 +92,11 @@ class TextRewards:
             reasons=reasons,
         )
 
+    def scores_of(self, name: str, prompts: Sequence[Prompt], texts: Sequence[str]) -> list[float]:
+        """[N] raw scores by one of the rewards, NaN where it failed; no normaliser sees them."""
+        (reward,) = [part.reward for part in self._parts if part.name == name]
+        return [_sum(verdict) for verdict in reward.judge(prompts, texts)]
+
     def state(self) -> dict[str, Any]:
         """The running normalisers, by name; JSON-able."""
         return {part.name: part.normaliser.state() for part in self._parts}
