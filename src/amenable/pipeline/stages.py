@@ -128,6 +128,7 @@ STAGES: tuple[Stage, ...] = (
             "policy.algorithm",
             "policy.reward",
             "policy.rewards",
+            "policy.selection",
         ),
         sources=(
             "data.demonstrations",
@@ -186,6 +187,7 @@ STAGES: tuple[Stage, ...] = (
             "collect",
             "evaluate.best_of",
             "evaluate.best_of_prompts",
+            "evaluate.temperature",
         ),
         sources=("model.base", "policy.reward"),
         needs=("data", "sft", "collect", "reward"),
