@@ -242,6 +242,18 @@ class _ScalarWriter(Protocol):
     def close(self) -> None: ...
 
 
+class Observer(Protocol):
+    """Hears every row of a stage's figures."""
+
+    def see(self, step: int, figures: Mapping[str, float]) -> None:
+        """A row that has just been written."""
+        ...
+
+    def begin(self, rows: Iterable[tuple[int, Mapping[str, float]]]) -> None:
+        """The rows that stand in the log when the stage begins or resumes."""
+        ...
+
+
 class MetricsLog:
     """The figures of one stage: `metrics.jsonl`, `samples.jsonl` and TensorBoard.
 
@@ -249,14 +261,23 @@ class MetricsLog:
     log is opened again, and `wall_s` goes on from the last row.
     """
 
-    def __init__(self, stage: str, folder: Path, *, tensorboard: bool = True):
+    def __init__(
+        self,
+        stage: str,
+        folder: Path,
+        *,
+        tensorboard: bool = True,
+        observer: Observer | None = None,
+    ):
         """Opens the logs in `folder` without writing anything yet.
 
         Args:
             stage: the prefix of the metric names.
             folder: the stage's folder.
             tensorboard: copy the figures to `tensorboard/`, whose tags carry no prefix.
+            observer: hears every row once it is written, and what it raises goes to the writer.
         """
+        self._observer = observer
         self._stage = stage
         self.metrics_path = folder / "metrics.jsonl"
         self.samples_path = folder / "samples.jsonl"
@@ -280,6 +301,8 @@ class MetricsLog:
         named = {f"{self._stage}/{name}": value for name, value in values.items()}
         _append(self.metrics_path, [{"step": int(step), "wall_s": wall_s, **named}])
         self._draw(int(step), values)
+        if self._observer is not None:
+            self._observer.see(int(step), values)
 
     def samples(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Appends rows to `samples.jsonl`.
@@ -310,9 +333,13 @@ class MetricsLog:
         _remove(self.tensorboard_path)
         self._restart_clock()
         prefix = f"{self._stage}/"
+        kept = []
         for row in self.rows():
             values = {k.removeprefix(prefix): v for k, v in row.items() if k.startswith(prefix)}
-            self._draw(row["step"], {k: v for k, v in values.items() if v is not None})
+            kept.append((row["step"], {k: v for k, v in values.items() if v is not None}))
+            self._draw(*kept[-1])
+        if self._observer is not None:
+            self._observer.begin(kept)
 
     def close(self) -> None:
         """Closes TensorBoard's file."""

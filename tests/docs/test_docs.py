@@ -80,7 +80,11 @@ TEXTS = {"prompt"}
 
 
 def recipe_page() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("build", DOCS / "build_recipe_page.py")
+    return script("build_recipe_page.py")
+
+
+def script(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location("build", DOCS / name)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -111,6 +115,13 @@ def section(text: str, heading: str) -> str:
 def test_recipe_page_is_up_to_date() -> None:
     page = (DOCS / "recipe.md").read_text(encoding="utf-8")
     assert page == recipe_page().page(), "run: python docs/build_recipe_page.py"
+
+
+def test_health_page_is_up_to_date() -> None:
+    page = (DOCS / "health.md").read_text(encoding="utf-8")
+    assert page == script("build_health_page.py").page(page), (
+        "run: python docs/build_health_page.py"
+    )
 
 
 def test_recipe_page_has_every_key_in_its_section() -> None:

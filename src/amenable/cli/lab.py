@@ -141,5 +141,50 @@ def overoptimize(
         raise typer.Exit(1)
 
 
+@app.command("health", epilog="Example: amenable lab health --healthy 20 --out runs/health")
+def health(
+    healthy: Annotated[int, typer.Option(min=1, help="Healthy runs.")] = 20,
+    seed: Annotated[int, typer.Option(min=0, help="Of the first world; the others follow.")] = 0,
+    workers: Annotated[int, typer.Option(min=1, help="Processes, of one thread each.")] = 2,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", metavar="FOLDER", help="Write health.json and health.txt there."),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Plant faults into tiny runs and see which health rule speaks, and how often for no reason.
+
+    Exit code 1 when two faults or more are not caught before half of their stage, or more than one
+    healthy run in twenty has a false alarm.
+    """
+    from dataclasses import asdict
+
+    from amenable.artifacts import Progress, write_json, write_text
+    from amenable.lab.health import FAULTS, false_alarm_interval, passed, run, table
+
+    outcomes = []
+    with Progress().track(len(FAULTS) + healthy, "lab") as bar:
+        for outcome in run(healthy, seed, workers):
+            outcomes.append(outcome)
+            bar.advance(1)
+    alarms = sum(kind == "healthy" and bool(row.caught_by) for kind, row in outcomes)
+    found = {
+        "faults": [
+            {**asdict(row), "caught": row.caught} for kind, row in outcomes if kind == "fault"
+        ],
+        "healthy": [asdict(row) for kind, row in outcomes if kind == "healthy"],
+        "false_alarms": alarms,
+        "false_alarm_rate_ci95": false_alarm_interval(alarms, healthy),
+        "passed": passed(outcomes),
+    }
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+        write_json(out / "health.json", found)
+        write_text(out / "health.txt", table(outcomes) + "\n")
+    typer.echo(json.dumps(found, indent=2) if as_json else table(outcomes))
+    if not passed(outcomes):
+        raise typer.Exit(1)
+
+
 def _names(text: str) -> tuple[str, ...]:
     return tuple(name.strip() for name in text.split(",") if name.strip())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated
 
@@ -13,12 +14,31 @@ EXAMPLE = "Example: amenable report runs/demo"
 
 
 def report(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A run folder.")],
+    folder: Annotated[
+        Path,
+        typer.Argument(
+            metavar="DIR", help="A run folder; with --check also a log of another trainer."
+        ),
+    ],
+    check: Annotated[
+        bool,
+        typer.Option("--check", help="Ask the health rules instead; exit code 1 if one speaks."),
+    ] = False,
+    tags: Annotated[
+        Path | None,
+        typer.Option("--tags", metavar="FILE", help="Map of another trainer's tags, TOML."),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Write report.html again from what a run folder holds."""
-    from amenable.artifacts import RunFolder
+    """Write report.html again from what a run folder holds, or check the health of its figures."""
     from amenable.errors import UsageError
+
+    if check:
+        _check(folder, tags, as_json)
+        return
+    if tags is not None:
+        raise UsageError("--tags: goes with --check")
+    from amenable.artifacts import RunFolder
     from amenable.evaluate.report import render
 
     run = RunFolder(folder)
@@ -26,3 +46,37 @@ def report(
         raise UsageError(f"{folder}: no run folder (recipe.toml is missing); name one, runs/demo")
     render(run)
     typer.echo(f'{{"report": "{run.report_path}"}}' if as_json else str(run.report_path))
+
+
+def _check(path: Path, tags: Path | None, as_json: bool) -> None:
+    from dataclasses import asdict
+
+    from amenable.health.logs import open_logs
+    from amenable.health.rules import RULES
+    from amenable.health.watch import check_rows
+
+    logs = open_logs(path, tags)
+    found = [finding for log in logs for finding in check_rows(log.stage, log.rows)]
+    asked: dict[str, int] = {}
+    for log in logs:
+        figures = {key.removeprefix(f"{log.stage}/") for row in log.rows for key in row}
+        asked[log.stage] = sum(
+            log.stage in rule.stages
+            and all(any(name in figures for name in need.split("|")) for need in rule.needs)
+            for rule in RULES
+        )
+    if as_json:
+        typer.echo(
+            json.dumps({"rules_asked": asked, "health": [asdict(row) for row in found]}, indent=2)
+        )
+    else:
+        for log in logs:
+            typer.echo(
+                f"{log.source}: {len(log.rows)} rows of {log.stage}, {asked[log.stage]} rules asked"
+            )
+        for row in found:
+            typer.echo(f"{row.stage}, step {row.step}: {row.level} {row.rule}: {row.message}")
+        if not found:
+            typer.echo("no rule speaks")
+    if found:
+        raise typer.Exit(1)

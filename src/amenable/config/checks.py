@@ -18,6 +18,7 @@ from amenable.config.policy import GATE_CHECKS
 from amenable.config.recipe import Recipe
 from amenable.config.rewards import broken_rewards, uses_own_reward
 from amenable.errors import RecipeError
+from amenable.health.rules import RULES as HEALTH_RULES
 
 
 @dataclass(frozen=True)
@@ -400,6 +401,15 @@ def _selection(recipe: Recipe) -> str:
     return f"policy.selection.by: {by!r} scores nothing here; choose from {choices}"
 
 
+def _health(recipe: Recipe) -> str:
+    known = [rule.id for rule in HEALTH_RULES]
+    for key, extra in (("stop_on", ["errors"]), ("off", [])):
+        for name in getattr(recipe.health, key):
+            if name not in known + extra:
+                return f"health.{key}: {name!r} is no rule; choose from {', '.join(extra + known)}"
+    return ""
+
+
 def _gate_skip(recipe: Recipe) -> str:
     unknown = [name for name in recipe.policy.gate_skip if name not in GATE_CHECKS]
     if not unknown:
@@ -451,6 +461,7 @@ RULES: tuple[Callable[[Recipe], str], ...] = (
     _head_critic,
     _gate_skip,
     _selection,
+    _health,
     _kto_batch,
     _one_source_of_preferences,
     _best_of,

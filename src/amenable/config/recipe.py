@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 from amenable.config.collect import CollectConfig
 from amenable.config.data import DataConfig
 from amenable.config.evaluate import EvaluateConfig
+from amenable.config.health import HealthConfig
 from amenable.config.model import ModelConfig
 from amenable.config.policy import PolicyConfig
 from amenable.config.reward import RewardConfig
@@ -49,6 +50,9 @@ class Recipe:
 
     evaluate: EvaluateConfig = EvaluateConfig()
     """Side-by-Side evaluation."""
+
+    health: HealthConfig = HealthConfig()
+    """Health rules."""
 
     def __post_init__(self) -> None:
         """Write out the sizes of micro-batches that were left to the kind of training."""

@@ -88,6 +88,7 @@ def page_context(run: Run) -> dict[str, Any]:
         "headline": report_data.headline(found),
         "policy_figures": report_data.policy_figures(run),
         "overoptimisation": report_data.overoptimisation(run),
+        "health": report_data.health_rows(run),
         "checkpoints": report_data.checkpoint_figure(run),
         "diagnostics": report_data.diagnostics(run),
         "reward_figures": report_data.reward_figures(run),

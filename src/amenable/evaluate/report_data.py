@@ -446,6 +446,16 @@ def checkpoint_figure(run: Run) -> Figure | None:
     return Figure("Which checkpoint stays", svg, "", here)
 
 
+def health_rows(run: Run) -> list[Json]:
+    """What the health rules said: of stages that are done, or failed by it."""
+    told = [row for row in run.summary.get("health") or [] if isinstance(row, dict)]
+    known = {row.get("stage") for row in told}
+    for stage, state in run.states.items():
+        if stage not in known:
+            told += [row for row in state.get("health") or [] if isinstance(row, dict)]
+    return told
+
+
 def reward_figures(run: Run) -> list[Figure]:
     """rank_loss and accuracy while the reward model is trained."""
     figures = [

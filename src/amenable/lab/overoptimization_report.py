@@ -77,7 +77,7 @@ def _aligned(lines: Sequence[Sequence[str]]) -> list[str]:
 
 def _proxy(rows: Sequence[Checkpoint], row: Checkpoint) -> float:
     """Over the start's, in gold's units: the log-odds of a choice are twice those."""
-    from amenable.lab.overoptimization import SHARPNESS
+    from amenable.lab.letter_world import SHARPNESS
 
     return (row.proxy - rows[0].proxy) / SHARPNESS
 

@@ -35,6 +35,7 @@ from amenable.artifacts import (
 from amenable.config.load import flatten, load_recipe, to_toml
 from amenable.config.recipe import Recipe
 from amenable.errors import AmenableError, StageError, UsageError
+from amenable.health.watch import OnlineWatch
 from amenable.pipeline import memory
 from amenable.pipeline.fingerprint import (
     FileHashes,
@@ -314,17 +315,18 @@ class _Run:
         start = time.monotonic()
         memory.start_peak()
         deadline = Deadline(seconds)
-        with self._told_errors(stage, state):
-            result = self._call(stage, deadline)
+        watch = OnlineWatch(stage.name, self.recipe.health, self.progress.say)
+        with self._told_errors(stage, state, watch):
+            result = self._call(stage, deadline, watch)
             outputs = self._outputs(stage)
-        section, health = split_result(plain(result))
+        section, told = split_result(plain(result))
         state = replace(
             state,
             status="done",
             wall_s=round(time.monotonic() - start, 2),
             peak_rss_gb=memory.peak_gb(),
             summary=section,
-            health=health,
+            health=watch.rows + told,
             outputs=outputs,
             shortened=deadline.cut,
         )
@@ -334,8 +336,8 @@ class _Run:
         self.progress.say(f"{stage.name}: done in {used}")
         self._write_results()
 
-    def _call(self, stage: Stage, deadline: Deadline) -> Any:
-        log = MetricsLog(stage.name, self.folder.stage(stage.name))
+    def _call(self, stage: Stage, deadline: Deadline, watch: OnlineWatch) -> Any:
+        log = MetricsLog(stage.name, self.folder.stage(stage.name), observer=watch)
         context = StageContext(
             recipe=self.recipe,
             folder=self.folder,
@@ -381,7 +383,7 @@ class _Run:
         return {path for other in on for path, _ in matching(paths, other.makes)}
 
     @contextmanager
-    def _told_errors(self, stage: Stage, state: StageState) -> Iterator[None]:
+    def _told_errors(self, stage: Stage, state: StageState, watch: OnlineWatch) -> Iterator[None]:
         """Records a failure and turns it into a message with a remedy."""
         try:
             yield
@@ -392,7 +394,9 @@ class _Run:
         except Exception as error:
             told = _told(error, stage, self.folder)
             with suppress(AmenableError):
-                self._record(stage, replace(state, status="failed", error=str(told or error)))
+                said = str(told or error)
+                failed = replace(state, status="failed", error=said, health=watch.rows)
+                self._record(stage, failed)
                 self._write_results()
             if told is None or told is error:
                 raise

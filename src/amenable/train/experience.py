@@ -127,10 +127,19 @@ def describe(
         "kl_se": clustered_error(kl, prompts),
         "entropy": sum(float(micro.entropy.sum()) for micro in micros) / tokens,
         "completion_tokens": tokens / count,
+        "repeated": repeated_share(episodes),
     }
     if gold is not None:
         metrics["gold"] = sum(gold.score(e.prompt, e.text) for e in episodes) / count
     return metrics
+
+
+def repeated_share(episodes: Sequence[Episode]) -> float:
+    """Share of the completions whose text another prompt has got as well."""
+    prompts: dict[str, set[str]] = {}
+    for episode in episodes:
+        prompts.setdefault(episode.text, set()).add(episode.prompt.id)
+    return sum(len(prompts[episode.text]) > 1 for episode in episodes) / len(episodes)
 
 
 def weighted_sequence_kl(log_ratios: Tensor) -> Tensor:

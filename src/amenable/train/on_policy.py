@@ -15,6 +15,7 @@ import torch
 
 from amenable.algorithms import ALGORITHMS, kl_placement
 from amenable.artifacts import write_json
+from amenable.config.needs import selects_by
 from amenable.data.annotator import SimulatedAnnotator
 from amenable.data.collate import PromptGroup, collate, seeded_epochs
 from amenable.data.row_file import open_prompts
@@ -195,6 +196,9 @@ class _OnPolicyLoop:
         learnt = [episode for micro in flat(minibatches) for episode in micro.episodes]
         of_reference = self._learner.sampler == "reference"
         metrics = describe(minibatches, self._gold, of_reference) | self._scorer.metrics()
+        chooser = f"reward_{selects_by(self._ctx.recipe)}"
+        if chooser in metrics:
+            metrics["gold"] = metrics[chooser]
         metrics["eos_rate"] = sum(e.rollout.ended for e in sampled) / len(sampled)
         metrics["left_out"] = 1 - len(learnt) / len(sampled)
         metrics["episodes"] = float((update + 1) * len(sampled))

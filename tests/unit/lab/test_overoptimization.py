@@ -10,10 +10,9 @@ from typer.testing import CliRunner
 
 from amenable.cli.main import app
 from amenable.errors import UsageError
+from amenable.lab.letter_world import LETTERS, GoldNetwork
 from amenable.lab.overoptimization import (
-    LETTERS,
     Checkpoint,
-    GoldNetwork,
     SeedResult,
     Settings,
     run_seed,
