@@ -18,6 +18,9 @@ from amenable.errors import DataError, UsageError
 
 Json = dict[str, Any]
 
+_COMPLEMENT = "1 - "
+"""Before our name: theirs is what is left to 1."""
+
 STAGES = ("sft", "reward", "policy")
 
 TRL_PPO = {
@@ -37,6 +40,7 @@ TRL_GROUPS = {
     "completions/mean_length": "completion_tokens",
     "frac_reward_zero_std": "without_spread",
     "clip_ratio/region_mean": "clip_fraction",
+    "completions/clipped_ratio": "1 - eos_rate",
 }
 """TRL's GRPOTrainer and RLOOTrainer."""
 
@@ -140,7 +144,12 @@ def _read_tags(path: Path) -> tuple[str, Mapping[str, str]]:
 def _renamed(row: Json, names: Mapping[str, str]) -> Json:
     step = row.get("step")
     found: Json = {"step": step} if step is not None else {}
-    return found | {ours: row[theirs] for theirs, ours in names.items() if theirs in row}
+    for theirs, ours in names.items():
+        value = row.get(theirs)
+        if isinstance(value, int | float):
+            name = ours.removeprefix(_COMPLEMENT)
+            found[name] = value if name == ours else 1 - value
+    return found
 
 
 def _rows(path: Path) -> list[Json]:
