@@ -48,6 +48,7 @@ def audit(
     Replies are kept in OUT as they arrive: the same command again asks nothing twice.
     """
     import json
+    from dataclasses import asdict
 
     from amenable.artifacts import Progress, write_json, write_jsonl
     from amenable.cli.compare import open_judge
@@ -62,7 +63,7 @@ def audit(
     silence_libraries()
     settings = {"token_env": token_env, "concurrency": concurrency}
     chosen, people = load_template(template), read_preferences(files)
-    opened = open_judge(judge, judge_model, chosen, settings)
+    opened = open_judge(judge, judge_model, chosen, settings, out)
     people = people[:rows] if rows else people
     pairs = [Pair(row.prompt, row.candidate_0, row.candidate_1) for row in people]
     track = Progress().track(2 * len(pairs), f"audit: {opened.name}")
@@ -71,10 +72,12 @@ def audit(
     judged = list(_rows(people, asked.looks))
     result = {
         "judge": opened.name,
+        "identity": opened.identity,
         **judge_audit.audit([row for _, row in judged], seed=seed),
         "left_out": len(people) - len(judged),
         "unanswered": len(asked.unanswered),
     }
+    write_jsonl(out / "audited.jsonl", (asdict(row) for _, row in judged))
     write_jsonl(out / "disagreements.jsonl", _disagreements(judged, asked.looks))
     write_json(out / "audit.json", result)
     typer.echo(json.dumps(result, indent=2) if as_json else _shown(result, out))

@@ -16,6 +16,7 @@ from amenable.cli.options import AsJson
 
 if TYPE_CHECKING:
     from amenable.data.schemas import Prompt
+    from amenable.evaluate.judge_audit import Row as Audited
     from amenable.evaluate.systems import System
     from amenable.judges import Judge
     from amenable.judges.asking import Asked, Look
@@ -58,8 +59,8 @@ def compare(
         typer.Option(
             "--judge",
             metavar="JUDGE",
-            help="A service's URL, a model (also a reward model's folder) or a file.py:function "
-            "that scores; may be repeated.",
+            help="A service's URL, a model (also a reward model's folder), a file.py:function "
+            "that scores, or `people`; may be repeated.",
         ),
     ] = None,
     judge_model: Annotated[
@@ -79,6 +80,15 @@ def compare(
     out: Annotated[
         Path, typer.Option("--out", metavar="DIR", help="Where results and replies are kept.")
     ] = Path("runs/compare"),
+    audited: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--audited", metavar="DIR", help="An audit of the judge: corrects its win rates."
+        ),
+    ] = None,
+    diversity: Annotated[
+        int, typer.Option(min=0, help="Prompts that models also answer at temperature 1.")
+    ] = 64,
     seed: Annotated[int, typer.Option(help="Seeds sampling and resampling.")] = 0,
     as_json: AsJson = False,
 ) -> None:
@@ -103,13 +113,15 @@ def compare(
     chosen = load_template(template)
     settings = {"token_env": token_env, "concurrency": concurrency}
     asked, ready = _read(named, prompts or [])
-    opened = [open_judge(judge, judge_model, chosen, settings) for judge in judges]
+    opened = [open_judge(judge, judge_model, chosen, settings, out) for judge in judges]
     if len({judge.name for judge in opened}) < len(opened):
         raise UsageError("two judges have the same name; compare by one of them at a time")
+    audits = _audits(audited or [], opened)
     answered = _answers(named, asked, ready, seed)
     write_jsonl(out / "completions.jsonl", (_row(*answer) for answer in answered))
     names = [system.name for system in named]
-    result = _compare(opened, names, answered, out, Options(seed, price))
+    result = _compare(opened, names, answered, out, Options(seed, price), audits)
+    result["diversity"] = _diversity(named, (asked or [])[:diversity], seed)
     write_json(out / "comparison.json", result)
     typer.echo(json.dumps(result, indent=2) if as_json else _shown(result, out))
     if result["unanswered"]:
@@ -129,8 +141,17 @@ def _row(prompt: Prompt, completions: Mapping[str, str]) -> dict[str, Any]:
     return {"id": prompt.id, "input_text": prompt.text, "completions": dict(completions)}
 
 
-def open_judge(source: str, model: str, template: Any, settings: Mapping[str, Any]) -> Judge:
+def open_judge(
+    source: str, model: str, template: Any, settings: Mapping[str, Any], out: Path
+) -> Judge:
     """What the word after --judge names.
+
+    Args:
+        source: the word.
+        model: the service's name of one.
+        template: of a judge that reads.
+        settings: of a service.
+        out: where the people's sheet lies.
 
     Raises:
         UsageError: it cannot judge.
@@ -140,6 +161,10 @@ def open_judge(source: str, model: str, template: Any, settings: Mapping[str, An
     from amenable.errors import UsageError
     from amenable.judges.chat import ChatJudge
 
+    if source in ("people", "human"):
+        from amenable.judges.people import SheetJudge
+
+        return SheetJudge(out / "sheet.csv")
     match kind_of(source):
         case "http":
             if broken := broken_url(source):
@@ -236,6 +261,7 @@ def _compare(
     answered: Answered,
     out: Path,
     options: Options,
+    audits: Mapping[str, list[Audited]],
 ) -> dict[str, Any]:
     """All pairs of systems by all judges, and with three systems or more their ranking."""
     from amenable.artifacts import write_jsonl
@@ -252,13 +278,59 @@ def _compare(
                 asked = _ask(judge, a, b, answered, store)
                 unanswered.update(asked.unanswered)
                 looks += [_look(judge.name, a, b, look) for look in asked.looks]
-                row = judged(a, b, judge.name, asked.looks, seed=options.seed)
+                row = judged(
+                    a, b, judge.name, asked.looks, seed=options.seed, audited=audits.get(judge.name)
+                )
                 comparisons.append(row | _spent(asked, options.price))
                 played += games(a, b, asked.looks)
             if len(names) > 2:
                 rankings[judge.name] = rank(played).rows()
     write_jsonl(out / "looks.jsonl", looks)
     return {"comparisons": comparisons, "rankings": rankings, "unanswered": dict(unanswered)}
+
+
+def _audits(folders: Sequence[Path], judges: Sequence[Judge]) -> dict[str, list[Audited]]:
+    """Audited rows by judge.
+
+    Raises:
+        UsageError: an audit of nobody who judges here, or of the same judge asked another way.
+        DataError: a folder has no audit.
+    """
+    from amenable.artifacts import read_json, read_jsonl
+    from amenable.errors import UsageError
+    from amenable.evaluate.judge_audit import Row
+
+    found = {}
+    for folder in folders:
+        about = read_json(folder / "audit.json")
+        judge = next((judge for judge in judges if judge.name == about["judge"]), None)
+        if judge is None:
+            raise UsageError(
+                f"--audited {folder}: is of {about['judge']!r}, who does not judge here"
+            )
+        if about["identity"] != judge.identity:
+            raise UsageError(
+                f"--audited {folder}: {judge.name} was asked another way (template, sampling or "
+                "service) than it is here; audit it as it judges"
+            )
+        found[judge.name] = [Row(**row) for row in read_jsonl(folder / "audited.jsonl")]
+    return found
+
+
+def _diversity(
+    systems: Sequence[System], prompts: Sequence[Prompt], seed: int
+) -> dict[str, dict[str, float]]:
+    """Of the models' answers at temperature 1: greedy answers hide that a model says one thing."""
+    from amenable.cli.generate import complete, model_source, recipe_of
+    from amenable.evaluate.statistics import text_diversity
+
+    found = {}
+    for system in systems:
+        if prompts and not system.is_file:
+            source = model_source(system.source)
+            rows = complete(source, prompts, recipe_of(source, None), {"temperature": 1.0}, seed)
+            found[system.name] = text_diversity([row["completion"] for row in rows])
+    return found
 
 
 def _ask(judge: Judge, a: str, b: str, answered: Answered, store: ReplyStore) -> Asked:
@@ -308,10 +380,25 @@ def _shown(result: Mapping[str, Any], out: Path) -> str:
             f"  wins {row['wins']}, ties {row['ties']}, losses {row['losses']}; at equal length "
             f"{row['length_controlled_win_rate']:.3f}; smallest difference that would show "
             f"{row['smallest_detectable']:.3f}",
+            *_corrected(row),
             f"  the judge: first place wins {bias['first_wins']:.3f}, orders contradict each other "
             f"in {bias['flips']:.1%}, no verdict in {row['invalid']:.1%}",
         ]
     for judge, ranking in result["rankings"].items():
         places = ", ".join(f"{row['system']} {row['strength']:+.2f}" for row in ranking)
         lines.append(f"{judge}, all systems: {places}")
+    for system, figures in result["diversity"].items():
+        lines.append(
+            f"{system} at temperature 1: distinct-1 {figures['distinct_1']:.2f}, distinct-2 "
+            f"{figures['distinct_2']:.2f}, the same answer again {figures['duplicates']:.1%}"
+        )
     return "\n".join([*lines, f"{out / 'comparison.json'}"])
+
+
+def _corrected(row: Mapping[str, Any]) -> list[str]:
+    if "corrected_win_rate" not in row:
+        return []
+    if row["corrected_win_rate"] is None:
+        return ["  corrected for its errors: not possible, it is no better than chance"]
+    low, high = (f"{end:.3f}" for end in row["corrected_ci95"])
+    return [f"  corrected for its errors: {row['corrected_win_rate']:.3f} [{low}, {high}]"]

@@ -147,7 +147,8 @@ def corrected_win_rate(
     ) / gain**2
     half = float(ndtri(0.975)) * math.sqrt(variance)
     value = min(1.0, max(0.0, theta))
-    return value, Interval(max(0.0, min(value, theta - half)), min(1.0, max(value, theta + half)))
+    # About the value, not about theta: an audit that does not fit the answers proves no less.
+    return value, Interval(max(0.0, value - half), min(1.0, value + half))
 
 
 def people(rows: Sequence[Row]) -> dict[str, Any]:

@@ -9,8 +9,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from amenable.evaluate.both_orders import Call, Orders, judge_bias, slices
+from amenable.evaluate.judge_audit import Row as Audited
+from amenable.evaluate.judge_audit import corrected_win_rate
 from amenable.evaluate.ranking import Game
 from amenable.evaluate.side_by_side import compare_scores
+from amenable.evaluate.statistics import Floats
 from amenable.judges.types import Verdict
 
 if TYPE_CHECKING:
@@ -32,12 +35,14 @@ def judged(
     *,
     seed: int,
     bootstrap_samples: int = 2000,
+    audited: Sequence[Audited] | None = None,
 ) -> dict[str, Any]:
     """What the looks at the answers of systems a and b say; plain numbers, ready for JSON.
 
     Beside what `side_by_side.compare` returns: `verdicts` (how often each was said), `invalid`
     (share of replies), `left_out` (prompts without a valid verdict in each order), `bias` of the
-    judge and `slices` of the prompts.
+    judge and `slices` of the prompts. With `audited` rows of the judge also `corrected_win_rate`,
+    that people would give, and its interval; null where the judge is no better than chance.
 
     Raises:
         DataError: no prompt has a valid verdict in both orders.
@@ -71,7 +76,18 @@ def judged(
         "left_out": len(orders.left_out),
         "bias": judge_bias(orders, words_a, words_b),
         "slices": slices(orders.scores, parts(prompts)),
+        **_corrected(orders.scores, audited),
     }
+
+
+def _corrected(scores: Floats, audited: Sequence[Audited] | None) -> dict[str, Any]:
+    if audited is None:
+        return {}
+    found = corrected_win_rate(scores, audited)
+    if found is None:
+        return {"corrected_win_rate": None, "corrected_ci95": None}
+    value, interval = found
+    return {"corrected_win_rate": value, "corrected_ci95": [interval.low, interval.high]}
 
 
 def games(name_a: str, name_b: str, looks: Sequence[Look]) -> list[Game]:

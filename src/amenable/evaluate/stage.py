@@ -18,7 +18,7 @@ from amenable.data.row_file import open_prompts
 from amenable.data.schemas import Prompt
 from amenable.evaluate.generate import Answer, generate
 from amenable.evaluate.side_by_side import compare
-from amenable.evaluate.statistics import distinct_n, duplicate_share
+from amenable.evaluate.statistics import text_diversity
 from amenable.models.build import Foundation
 from amenable.models.export import load_reward_head
 from amenable.rollout.rewards import open_rewards, score_groups
@@ -77,7 +77,7 @@ def _answers(ctx: StageContext, foundation: Foundation, prompts: Sequence[Prompt
         prompts = prompts[: len(answers[name])]
         if diverse and name != "base":
             sampled = generate(engine, foundation.renderer, diverse, pure, seed=recipe.seed)
-            diversity[name] = _diversity([answer.completion.text for answer in sampled])
+            diversity[name] = text_diversity([answer.completion.text for answer in sampled])
     if diversity:
         write_json(
             ctx.out / "diversity.json",
@@ -117,13 +117,6 @@ def _in_time(
                 ctx.progress.say(f"evaluate: time allows {len(answers)} of {len(prompts)} prompts")
                 break
     return answers
-
-
-def _diversity(texts: Sequence[str]) -> dict[str, float]:
-    return {
-        **{f"distinct_{n}": distinct_n(texts, n) for n in (1, 2, 3)},
-        "duplicates": duplicate_share(texts),
-    }
 
 
 def _scores(

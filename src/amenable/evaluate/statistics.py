@@ -449,3 +449,11 @@ def duplicate_share(texts: Sequence[str]) -> float:
     """Share of texts that repeat an earlier one (white space and case apart); 0 for no texts."""
     seen = {" ".join(text.casefold().split()) for text in texts}
     return 1 - len(seen) / len(texts) if texts else 0.0
+
+
+def text_diversity(texts: Sequence[str]) -> dict[str, float]:
+    """`distinct_1` to `distinct_3`, and `duplicates`, of one system's answers."""
+    return {
+        **{f"distinct_{n}": distinct_n(texts, n) for n in (1, 2, 3)},
+        "duplicates": duplicate_share(texts),
+    }

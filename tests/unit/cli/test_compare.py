@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import csv
 import json
 import subprocess
 import sys
@@ -179,3 +180,93 @@ def test_a_reward_models_folder_judges_by_its_scores(
     assert compare(monkeypatch, *words) == 0
     (row,) = json.loads((out / "comparison.json").read_text())["comparisons"]
     assert (row["judge"], row["prompts"], row["bias"]["flips"]) == ("reward", 12, 0)
+
+
+def test_people_judge_by_a_sheet(
+    files: dict[str, str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The first run writes it; filled in, the same command reads it back."""
+    out = tmp_path / "out"
+    words = (files["base"], files["best"], "--judge", "people", "--out", str(out))
+    assert compare(monkeypatch, *words) == 1
+    assert "sheet.csv waits for people: 12 pairs" in capsys.readouterr().err
+    sheet = out / "sheet.csv"
+    with sheet.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert {row["A"] for row in rows} == {"a", "aaa"}, "sides are drawn"
+    assert "base" not in sheet.read_text()
+    for row in rows:
+        row["better"] = "A" if row["A"] == "aaa" else "b"
+    rows[0]["better"] = "tie"
+    with sheet.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    assert compare(monkeypatch, *words, "--json") == 0
+    (found,) = json.loads(capsys.readouterr().out)["comparisons"]
+    assert (found["wins"], found["ties"], found["losses"]) == (11, 1, 0)
+
+
+def test_an_audit_corrects_the_win_rate(
+    files: dict[str, str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """A judge that people contradict in a quarter of the rows is not taken at its word."""
+    people = tmp_path / "people.jsonl"
+    rows = [
+        {
+            "input_text": f"Asked {n}.",
+            "candidate_0": "a" * (1 + n % 2),
+            "candidate_1": "a" * (2 - n % 2),
+            "choice": (1 - n % 2) if n % 8 > 1 else n % 2,
+        }
+        for n in range(80)
+    ]
+    people.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    out = str(tmp_path / "audit")
+    with ChatService() as service:
+        asked = ("--judge", service.url, "--judge-model", "m", "--template", "help-1")
+        monkeypatch.setenv("no_proxy", "127.0.0.1")
+        monkeypatch.setattr(
+            sys, "argv", ["amenable", "audit", str(people), *asked, "--out", out, "--json"]
+        )
+        with pytest.raises(SystemExit) as caught:
+            cli.main()
+        assert caught.value.code == 0
+        audited = json.loads(capsys.readouterr().out)
+        assert audited["accuracy"] == pytest.approx(0.75)
+        words = (files["base"], files["tuned"], *asked, "--out", str(tmp_path / "out"))
+        assert compare(monkeypatch, *words, "--audited", out, "--json") == 0
+        (found,) = json.loads(capsys.readouterr().out)["comparisons"]
+        assert found["win_rate"] == 1
+        low, high = found["corrected_ci95"]
+        assert low < found["corrected_win_rate"] <= high
+        assert low < 0.95, "twelve prompts by a judge that errs prove less than it says"
+        other = [*words, "--template", "answer-1", "--audited", out]
+        assert compare(monkeypatch, *other) == 2
+        assert "was asked another way" in capsys.readouterr().err
+
+
+def test_models_are_also_sampled_for_their_diversity(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prompts = tmp_path / "prompts.jsonl"
+    rows = [{"input_text": f"Text {n}.", "completion": f"ready {n}"} for n in range(6)]
+    prompts.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    scorer = tmp_path / "scorer.py"
+    scorer.write_text(
+        "def length(prompts, completions, rows): return [len(c) for c in completions]"
+    )
+    words = (f"model={tiny}", f"ready={prompts}", "--prompts", str(prompts), "--json")
+    judge = ("--judge", f"{scorer}:length", "--out", str(tmp_path / "out"))
+    assert compare(monkeypatch, *words, *judge) == 0
+    found = json.loads(capsys.readouterr().out)["diversity"]
+    assert list(found) == ["model"]
+    assert set(found["model"]) == {"distinct_1", "distinct_2", "distinct_3", "duplicates"}
+    assert compare(monkeypatch, *words, *judge, "--diversity", "0") == 0
+    assert json.loads(capsys.readouterr().out)["diversity"] == {}
