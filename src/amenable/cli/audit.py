@@ -51,11 +51,11 @@ def audit(
     from dataclasses import asdict
 
     from amenable.artifacts import Progress, write_json, write_jsonl
-    from amenable.cli.compare import open_judge
     from amenable.data.reading.readers import read_preferences
     from amenable.errors import StageError
     from amenable.evaluate import judge_audit
     from amenable.judges.asking import Pair, ask_both_orders
+    from amenable.judges.opening import open_judge
     from amenable.judges.store import ReplyStore
     from amenable.judges.template import load_template
     from amenable.pipeline.preflight import silence_libraries

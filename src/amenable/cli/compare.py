@@ -27,9 +27,6 @@ EXAMPLE = (
     "--judge http://127.0.0.1:8000/v1 --judge-model my-model"
 )
 
-_LONGEST_PROMPT = 4096  # tokens that a reward model reads at most
-_ROOM = 128  # tokens that are kept for an answer where it reads few
-
 Answered = list[tuple["Prompt", dict[str, str]]]
 Ready = dict[str, dict[str, tuple["Prompt", str]]]
 
@@ -103,6 +100,7 @@ def compare(
     from amenable.errors import StageError, UsageError
     from amenable.evaluate.judged import MOST_INVALID
     from amenable.evaluate.systems import named_systems
+    from amenable.judges.opening import open_judge
     from amenable.judges.template import load_template
     from amenable.pipeline.preflight import silence_libraries
 
@@ -139,82 +137,6 @@ def compare(
 
 def _row(prompt: Prompt, completions: Mapping[str, str]) -> dict[str, Any]:
     return {"id": prompt.id, "input_text": prompt.text, "completions": dict(completions)}
-
-
-def open_judge(
-    source: str, model: str, template: Any, settings: Mapping[str, Any], out: Path
-) -> Judge:
-    """What the word after --judge names.
-
-    Args:
-        source: the word.
-        model: the service's name of one.
-        template: of a judge that reads.
-        settings: of a service.
-        out: where the people's sheet lies.
-
-    Raises:
-        UsageError: it cannot judge.
-        ModelError: it cannot be loaded.
-    """
-    from amenable.config.rewards import broken_url, kind_of
-    from amenable.errors import UsageError
-    from amenable.judges.chat import ChatJudge
-
-    if source in ("people", "human"):
-        from amenable.judges.people import SheetJudge
-
-        return SheetJudge(out / "sheet.csv")
-    match kind_of(source):
-        case "http":
-            if broken := broken_url(source):
-                raise UsageError(f"--judge: {broken.removeprefix('source: ')}")
-            if not model:
-                raise UsageError("--judge-model: name the model that the service shall ask")
-            return ChatJudge(source, model, template, **settings)
-        case "function":
-            from amenable.judges.scores import ScoreJudge
-            from amenable.rollout.rewards.functions import FunctionReward
-
-            return ScoreJudge(source.rpartition(":")[2], FunctionReward(source, "--judge"))
-        case "rule" | "own":
-            raise UsageError(f"--judge: {source!r} cannot judge; write a function that scores")
-    return _model_judge(source, template)
-
-
-def _model_judge(source: str, template: Any) -> Judge:
-    """A reward model, or a language model that is asked for a label."""
-    from amenable.cli.generate import recipe_of
-    from amenable.judges.local import LocalJudge
-    from amenable.judges.scores import ScoreJudge
-    from amenable.models.build import best_device
-    from amenable.models.pull import resolve_base
-    from amenable.rollout.rewards.models import FolderReward
-
-    if not _is_classifier(Path(source) / "config.json"):
-        return LocalJudge(resolve_base(source), template, Path(source).name)
-    data = recipe_of(Path(source), None).data
-    reward = FolderReward(
-        source,
-        instruction=data.instruction,
-        system_message=data.system_message,
-        max_prompt_tokens=_LONGEST_PROMPT,
-        max_completion_tokens=_ROOM,
-        key="--judge",
-        device=best_device(),
-    )
-    return ScoreJudge(Path(source).name, reward)
-
-
-def _is_classifier(config: Path) -> bool:
-    """Whether a model folder holds a reward model; whatever else is wrong is told on loading it."""
-    import json
-
-    try:
-        kinds = json.loads(config.read_text(encoding="utf-8")).get("architectures") or []
-    except (OSError, ValueError):
-        return False
-    return any(str(kind).endswith("ForSequenceClassification") for kind in kinds)
 
 
 def _read(systems: Sequence[System], files: Sequence[str]) -> tuple[list[Prompt] | None, Ready]:

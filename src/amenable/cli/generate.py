@@ -93,13 +93,9 @@ def recipe_of(source: Path | str, max_new_tokens: int | None) -> Recipe:
     """The recipe of the run that the model belongs to, or the defaults."""
     from dataclasses import replace
 
-    from amenable.config.load import load_recipe
-    from amenable.config.recipe import Recipe
+    from amenable.config.load import recipe_beside
 
-    recipe = Recipe()
-    if isinstance(source, Path) and source.resolve().parent.name == "models":
-        path = source.resolve().parents[1] / "recipe.toml"
-        recipe = load_recipe(path) if path.exists() else recipe
+    recipe = recipe_beside(source)
     if max_new_tokens is None:
         return recipe
     return replace(recipe, data=replace(recipe.data, max_completion_tokens=max_new_tokens))

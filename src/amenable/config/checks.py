@@ -434,6 +434,22 @@ def _one_source_of_preferences(recipe: Recipe) -> str:
     )
 
 
+def _judge(recipe: Recipe) -> str:
+    collect = recipe.collect
+    if collect.annotator != "judge":
+        named = next((key for key in ("judge", "judge_audit") if getattr(collect, key)), "")
+        wanted = 'set collect.annotator = "judge", or remove the key'
+        return f"collect.{named}: would not be asked; {wanted}" if named else ""
+    if not collect.judge:
+        return (
+            "collect.judge: is empty; name who chooses: a service's URL, a model, a reward model's"
+            " folder or a function"
+        )
+    if collect.judge.startswith(("http://", "https://")) and not collect.judge_model:
+        return "collect.judge_model: is empty; name the model that the service shall ask"
+    return ""
+
+
 def _best_of(recipe: Recipe) -> str:
     if recipe.evaluate.best_of != 1:
         return ""
@@ -464,6 +480,7 @@ RULES: tuple[Callable[[Recipe], str], ...] = (
     _health,
     _kto_batch,
     _one_source_of_preferences,
+    _judge,
     _best_of,
 )
 """Each returns what is wrong, starting with the key, or an empty text."""

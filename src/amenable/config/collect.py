@@ -10,8 +10,9 @@ from typing import Literal
 class CollectConfig:
     """Runs when the recipe has no preference file and no ready reward."""
 
-    annotator: Literal["none", "simulated"] = "none"
-    """`simulated` is a stated, seeded stand-in for people; it needs rows with a reference text."""
+    annotator: Literal["none", "simulated", "judge"] = "none"
+    """`simulated` is a stated, seeded stand-in for people; it needs rows with a reference text.
+    `judge` asks a model in both orders: AI feedback."""
 
     pairs: int = 800
     """Preference pairs for training the reward model."""
@@ -33,3 +34,26 @@ class CollectConfig:
 
     brevity_words: int = 8
     """Simulated annotator: length that is free of cost."""
+
+    judge: str = ""
+    """Who chooses: a service's URL, a model, a reward model's folder or a function (as of
+    `amenable compare`)."""
+
+    judge_model: str = ""
+    """The service's name of the model."""
+
+    judge_template: str = "help-1"
+    """How a judge that reads is asked."""
+
+    judge_token_env: str = ""
+    """Environment variable with the service's token."""
+
+    judge_audit: str = ""
+    """Folder of `amenable audit` of this judge: its agreement with people is told beside."""
+
+    doubtful: Literal["drop", "weight"] = "drop"
+    """Pairs of which a judge does not say the same in both orders: `drop` leaves them out, `weight`
+    keeps those that lean to a side, with a weight of how far."""
+
+    other: str = ""
+    """A model that gives the second candidate; empty: a second sample of the first."""

@@ -85,6 +85,15 @@ def build_section(cls: type[T], values: Mapping[str, Any], where: str) -> T:
     return section
 
 
+def recipe_beside(model: Path | str) -> Recipe:
+    """The recipe of the run that a model folder belongs to, or the defaults."""
+    if isinstance(model, Path) and model.resolve().parent.name == "models":
+        path = model.resolve().parents[1] / "recipe.toml"
+        if path.exists():
+            return load_recipe(path)
+    return Recipe()
+
+
 def to_toml(recipe: Recipe) -> str:
     """The recipe as TOML with every value, defaults included; `load_recipe` reads it back equal."""
     import tomli_w

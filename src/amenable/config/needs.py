@@ -42,7 +42,8 @@ def selects_by(recipe: Recipe) -> str:
     """Who chooses among the policy's checkpoints; empty: the last one stays."""
     by = recipe.policy.selection.by
     if by == "auto":
-        by = "annotator" if collects(recipe) else "last"
+        simulated = recipe.collect.annotator == "simulated"
+        by = "annotator" if simulated and collects(recipe) else "last"
     return by if by != "last" and follows_reward(recipe) else ""
 
 

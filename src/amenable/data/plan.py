@@ -282,7 +282,8 @@ def _plan_prompts(plan: Plan, sources: Sources, recipe: Recipe) -> None:
     _count(plan.set_aside, "prompts beyond max_prompts", len(free) - len(train))
     if collects(recipe):
         plan.prompts["collect"] = _collect_prompts(plan, free, recipe)
-        for part in (plan.prompts["test"], free):
+        simulated = recipe.collect.annotator == "simulated"
+        for part in (plan.prompts["test"], free) if simulated else ():
             for row in part.table.rows(part.rows):
                 reference_of(parse_prompt(row))  # raises now, not after the SFT stage
 

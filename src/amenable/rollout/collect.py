@@ -9,17 +9,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from amenable.artifacts import write_jsonl
-from amenable.data.annotator import SimulatedAnnotator
-from amenable.data.formats.native import PREFERENCE_KEYS, preference_to_row
+from amenable.data.formats.native import preference_to_row
 from amenable.data.row_file import open_prompts
-from amenable.data.schemas import Preference, Prompt
+from amenable.data.schemas import Prompt
 from amenable.errors import StageError
 from amenable.models.build import Foundation
+from amenable.rollout.annotators import Annotator, Shown, open_annotator
 from amenable.rollout.transformers_engine import engine_for
 from amenable.rollout.types import Request, Sampling
 
 if TYPE_CHECKING:
     from amenable.artifacts import StageContext
+    from amenable.config.recipe import Recipe
+    from amenable.data.render import Renderer
+    from amenable.rollout.types import Engine
 
 _PROMPTS_BETWEEN_LOOKS = 64  # at the clock, where there is a time budget
 
@@ -27,7 +30,7 @@ _PROMPTS_BETWEEN_LOOKS = 64  # at the clock, where there is a time budget
 def run(ctx: StageContext) -> dict[str, Any]:
     """The `collect` stage: prompts to `data/preferences.*.jsonl`."""
     recipe, data = ctx.recipe, ctx.folder.data
-    annotator = SimulatedAnnotator(recipe.collect, recipe.seed)
+    annotator = open_annotator(ctx)
     ctx.progress.say(f"collect: {annotator.describe()}")
     prompts = open_prompts(data / "prompts.collect.jsonl")
     held_out = open_prompts(data / "prompts.test.jsonl")
@@ -48,18 +51,21 @@ def run(ctx: StageContext) -> dict[str, Any]:
     }
     if not counts["train"] or not counts["validation"] or not counts["test"]:
         raise StageError(
-            "the two samples were equal or empty for every prompt of a split: nothing to choose "
-            "from; raise collect.temperature or collect.pairs"
+            "for every prompt of a split the two samples were equal or empty, or the judge was in "
+            "doubt: nothing to choose from; raise collect.temperature or collect.pairs"
         )
-    same = len(pairs) - sum(counts.values())
+    same = sum(not usable(*pair) for pair in pairs.values())
+    doubtful = len(pairs) - same - sum(counts.values())
     ctx.progress.say(
         f"collect: {sum(counts.values())} pairs, {same} prompts with equal samples left out"
+        + (f", {doubtful} of which the judge was in doubt" if doubtful else "")
     )
     return {
         "pairs": counts,
         "equal_samples": same,
-        "simulated": True,
+        "simulated": recipe.collect.annotator == "simulated",
         "annotator": annotator.describe(),
+        **annotator.figures(),
     }
 
 
@@ -72,12 +78,16 @@ def _interleaved(splits: Sequence[Sequence[Prompt]]) -> list[Prompt]:
 def sample_pairs(ctx: StageContext, prompts: Sequence[Prompt]) -> dict[str, tuple[str, str]]:
     """Two completions of each prompt, by its id; from the SFT model, or the base without one.
 
-    When the stage's time is up, the prompts that are left go without.
+    The second one is of `collect.other`, where the recipe names another model. When the stage's
+    time is up, the prompts that are left go without.
     """
     recipe = ctx.recipe
     foundation = Foundation.open(recipe)
     renderer, sft = foundation.renderer, ctx.folder.models / "sft"
-    engine = engine_for(sft if sft.is_dir() else foundation.source, foundation)
+    own = engine_for(sft if sft.is_dir() else foundation.source, foundation)
+    sources: list[tuple[Engine, Renderer, tuple[int, ...]]] = [(own, renderer, (0, 1))]
+    if recipe.collect.other:
+        sources = [(own, renderer, (0,)), (*_other(recipe), (1,))]
     sampling = Sampling(
         max_new_tokens=recipe.data.max_completion_tokens, temperature=recipe.collect.temperature
     )
@@ -86,46 +96,48 @@ def sample_pairs(ctx: StageContext, prompts: Sequence[Prompt]) -> dict[str, tupl
     with ctx.progress.track(2 * len(prompts), "collect: samples") as bar:
         for start in range(0, len(prompts), size):
             part = prompts[start : start + size]
-            requests = [
-                Request(tuple(renderer.prompt_ids(prompt)), (recipe.seed, "collect", prompt.id, k))
-                for prompt in part
-                for k in range(2)
-            ]
-            rollouts = engine.generate(requests, sampling, on_progress=bar.advance)
-            texts = [renderer.completion_text(rollout.completion_ids) for rollout in rollouts]
-            for prompt, first, second in zip(part, texts[::2], texts[1::2], strict=True):
+            texts: list[list[str]] = [[] for _ in part]
+            for engine, speaks, numbers in sources:
+                requests = [
+                    Request(tuple(speaks.prompt_ids(asked)), (recipe.seed, "collect", asked.id, k))
+                    for asked in part
+                    for k in numbers
+                ]
+                rollouts = engine.generate(requests, sampling, on_progress=bar.advance)
+                for number, rollout in enumerate(rollouts):
+                    text = speaks.completion_text(rollout.completion_ids)
+                    texts[number // len(numbers)].append(text)
+            for prompt, (first, second) in zip(part, texts, strict=True):
                 pairs[prompt.id] = (first, second)
             if ctx.deadline.exceeded():
                 break
     return pairs
 
 
-def write_choices(
-    path: Path,
-    annotator: SimulatedAnnotator,
-    pairs: Sequence[tuple[Prompt, str, str]],
-) -> int:
+def _other(recipe: Recipe) -> tuple[Engine, Renderer]:
+    """The model that gives the second candidates, with its own tokenizer and template.
+
+    Raises:
+        ModelError: it cannot be loaded.
+    """
+    model = replace(recipe.model, base=recipe.collect.other)
+    foundation = Foundation.open(replace(recipe, model=model))
+    return engine_for(foundation.source, foundation), foundation.renderer
+
+
+def usable(first: str, second: str) -> bool:
+    """Two texts that differ, both with something in them."""
+    return first != second and bool(first) and bool(second)
+
+
+def write_choices(path: Path, annotator: Annotator, pairs: Sequence[Shown]) -> int:
     """Let the annotator choose and write the rows; pairs of equal or empty texts are left out.
 
     Returns:
         Number of rows written.
     """
-    rows = [
-        Preference(
-            prompt=_without_judgement(prompt),
-            candidate_0=first,
-            candidate_1=second,
-            choice=annotator.choose(prompt, first, second, key=prompt.id),
-            annotator="simulated",
-        )
-        for prompt, first, second in pairs
-        if first != second and first and second
-    ]
+    shown = [pair for pair in pairs if usable(*pair[1:])]
+    chosen = annotator.choose_all(shown)
+    rows = [row for prompt, _, _ in shown if (row := chosen[prompt.id]) is not None]
     write_jsonl(path, [preference_to_row(row) for row in rows])
     return len(rows)
-
-
-def _without_judgement(prompt: Prompt) -> Prompt:
-    """The prompt without what a file of preferences said of it: another pair is judged now."""
-    kept = {key: value for key, value in prompt.meta.items() if key not in PREFERENCE_KEYS}
-    return replace(prompt, meta=kept)

@@ -14,6 +14,7 @@ from amenable.data.reading.readers import read_preferences
 from amenable.data.schemas import Choice, Message, Prompt, Speaker
 from amenable.errors import StageError
 from amenable.rollout import collect
+from amenable.rollout.annotators import Simulation
 
 MakeContext = Callable[..., StageContext]
 SPLITS = ("train", "validation", "test")
@@ -32,7 +33,9 @@ def test_choices_follow_the_annotator_and_equal_or_empty_pairs_are_left_out(
     tmp_path: Path,
 ) -> None:
     """Without noise the answer nearer to "an apple" wins; words that share nothing tie."""
-    annotator = SimulatedAnnotator(CollectConfig(noise=0.0, grounding_weight=0.0), seed=0)
+    annotator = Simulation(
+        SimulatedAnnotator(CollectConfig(noise=0.0, grounding_weight=0.0), seed=0)
+    )
     pairs = [
         (prompt(0), "an apple", "a stone"),
         (prompt(1), "a stone", "apple"),
@@ -55,7 +58,7 @@ def test_choices_follow_the_annotator_and_equal_or_empty_pairs_are_left_out(
 def test_prompts_may_come_from_a_file_of_preferences(tmp_path: Path) -> None:
     judged = {"candidate_0": "old", "choice": 1, "strength": 9, "output_text": "an apple"}
     asked = replace(prompt(0), meta=judged)
-    annotator = SimulatedAnnotator(CollectConfig(noise=0.0), seed=0)
+    annotator = Simulation(SimulatedAnnotator(CollectConfig(noise=0.0), seed=0))
     path = tmp_path / "pairs.jsonl"
     collect.write_choices(path, annotator, [(asked, "an apple", "a stone")])
     (row,) = read_preferences([path])

@@ -1,0 +1,142 @@
+"""A judge as the annotator: both orders, doubts left out or weighed, nothing asked twice."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from amenable.artifacts import StageContext, read_jsonl, write_jsonl
+from amenable.config.load import load_recipe
+from amenable.data.reading.readers import read_preferences
+from amenable.data.schemas import Choice, Message, Prompt, Speaker
+from amenable.errors import RecipeError
+from amenable.rollout import collect
+from amenable.rollout.annotators import open_annotator
+
+from ..judges.chat_service import ChatService  # noqa: TID252 - the tests are no package
+
+
+@pytest.fixture(autouse=True)
+def no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+
+
+def shown(*pairs: tuple[str, str]) -> list[tuple[Prompt, str, str]]:
+    return [
+        (
+            Prompt(messages=(Message(Speaker.USER, f"Ask {n}."),), id=f"p{n}", group=str(n)),
+            *pair,
+        )
+        for n, pair in enumerate(pairs)
+    ]
+
+
+def judged(make_context: Any, root: Path, service: ChatService, **changes: Any) -> StageContext:
+    ctx: StageContext = make_context(
+        "collect",
+        root=root,
+        collect__annotator="judge",
+        collect__judge=service.url,
+        collect__judge_model="m",
+        **changes,
+    )
+    return ctx
+
+
+def test_pairs_are_chosen_in_both_orders_and_doubts_left_out(
+    make_context: Any, tmp_path: Path
+) -> None:
+    """The service prefers more a's, and B where they are equal: then the orders contradict."""
+    with ChatService() as service:
+        annotator = open_annotator(judged(make_context, tmp_path, service))
+        path = tmp_path / "pairs.jsonl"
+        pairs = shown(("a", "aa"), ("aaa", "aa"), ("ab", "ba"), ("same", "same"))
+        assert collect.write_choices(path, annotator, pairs) == 2
+        asked = sum(service.asked.values())
+        again = open_annotator(judged(make_context, tmp_path, service))
+        assert collect.write_choices(path, again, pairs) == 2
+        assert sum(service.asked.values()) == asked == 6, "nothing is asked twice"
+    rows = read_preferences([path])
+    assert [(row.prompt.id, row.choice) for row in rows] == [
+        ("p0", Choice.SECOND),
+        ("p1", Choice.FIRST),
+    ]
+    assert {row.annotator for row in rows} == {"m"}
+    figures = annotator.figures()
+    assert figures["judge_flips"] == pytest.approx(1 / 3)
+    assert (figures["judge"], figures["unanswered"], figures["judge_accuracy"]) == ("m", 0, None)
+    assert "agreement with people was not measured" in annotator.describe()
+
+
+@pytest.mark.parametrize(("doubtful", "kept"), [("drop", []), ("weight", [("p0", 0.5)])])
+def test_a_tie_in_one_order_is_a_doubt(
+    make_context: Any, tmp_path: Path, doubtful: str, kept: list[tuple[str, float]]
+) -> None:
+    with ChatService() as service:
+        service.texts = ["Verdict: tie", "Verdict: A"]
+        ctx = judged(make_context, tmp_path, service, collect__doubtful=doubtful)
+        annotator = open_annotator(ctx)
+        annotator._judge._concurrency = 1  # type: ignore[attr-defined]
+        path = tmp_path / "pairs.jsonl"
+        collect.write_choices(path, annotator, shown(("a", "b")))
+    rows = list(read_jsonl(path))
+    assert [(row["id"], row["weight"]) for row in rows] == kept
+    assert all(row["choice"] == 1 for row in rows), "b was first when A won"
+
+
+def test_its_agreement_with_people_is_told(make_context: Any, tmp_path: Path) -> None:
+    audit = tmp_path / "audit"
+    audit.mkdir()
+    found = {"judge": "m", "rows": 80, "accuracy": 0.75, "accuracy_ci95": [0.65, 0.83]}
+    (audit / "audit.json").write_text(json.dumps(found))
+    with ChatService() as service:
+        ctx = judged(make_context, tmp_path, service, collect__judge_audit=str(audit))
+        annotator = open_annotator(ctx)
+    assert "On 80 audited rows it chose as people did in 0.750 [0.650, 0.830]." in (
+        annotator.describe()
+    )
+    assert annotator.figures()["judge_accuracy"] == 0.75
+
+
+def test_the_stage_collects_by_a_judge_and_a_second_model(
+    make_context: Any, ten_rows: list[dict[str, str]], tiny: Path, tmp_path: Path
+) -> None:
+    scorer = tmp_path / "scorer.py"
+    scorer.write_text("def length(completions, **other): return [len(c) for c in completions]")
+    ctx = make_context(
+        "collect",
+        root=tmp_path / "run",
+        collect__annotator="judge",
+        collect__judge=f"{scorer}:length",
+        collect__other=str(tiny),
+    )
+    for name, part in (("collect", ten_rows[:8]), ("test", ten_rows[8:])):
+        rows = [{"id": f"{name}{i}", "group": str(i), **row} for i, row in enumerate(part)]
+        write_jsonl(ctx.folder.data / f"prompts.{name}.jsonl", rows)
+    section = collect.run(ctx)
+    assert section["simulated"] is False
+    assert section["annotator"].startswith("AI feedback: length chose")
+    rows = list(read_jsonl(ctx.folder.data / "preferences.train.jsonl"))
+    assert rows
+    assert all(
+        (len(row["candidate_1"]) > len(row["candidate_0"])) == (row["choice"] == 1) for row in rows
+    )
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (['collect.annotator="judge"'], "collect.judge: is empty; name who chooses"),
+        (
+            ['collect.annotator="judge"', 'collect.judge="http://127.0.0.1:9/v1"'],
+            "collect.judge_model: is empty",
+        ),
+        (['collect.annotator="simulated"', 'collect.judge="tiny"'], "collect.judge: would not be"),
+    ],
+)
+def test_a_recipe_that_names_half_a_judge_is_refused(settings: list[str], message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        load_recipe(None, ['data.task="docstrings"', *settings])
