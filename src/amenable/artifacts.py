@@ -299,7 +299,7 @@ class MetricsLog:
         values = {name: float(value) for name, value in figures.items()}
         wall_s = round(self._offset_s + time.monotonic() - self._start, 3)
         named = {f"{self._stage}/{name}": value for name, value in values.items()}
-        _append(self.metrics_path, [{"step": int(step), "wall_s": wall_s, **named}])
+        append_jsonl(self.metrics_path, [{"step": int(step), "wall_s": wall_s, **named}])
         self._draw(int(step), values)
         if self._observer is not None:
             self._observer.see(int(step), values)
@@ -310,11 +310,11 @@ class MetricsLog:
         Raises:
             StorageError: the disk is full or not writable.
         """
-        _append(self.samples_path, rows)
+        append_jsonl(self.samples_path, rows)
 
     def rows(self) -> list[Json]:
         """Every row of `metrics.jsonl`; a torn last line is left out."""
-        return _whole_rows(self.metrics_path)
+        return whole_rows(self.metrics_path)
 
     def truncate(self, after_step: int) -> None:
         """Forgets everything after `after_step`, which a resumed stage will write again.
@@ -328,7 +328,7 @@ class MetricsLog:
         self.close()
         for path in (self.metrics_path, self.samples_path):
             if path.exists():
-                rows = (row for row in _whole_rows(path) if row.get("step", 0) <= after_step)
+                rows = (row for row in whole_rows(path) if row.get("step", 0) <= after_step)
                 write_jsonl(path, rows)
         _remove(self.tensorboard_path)
         self._restart_clock()
@@ -452,7 +452,12 @@ def _write_lines(path: Path, lines: Iterable[str]) -> None:
         raise
 
 
-def _append(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+def append_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Append rows; a line that a kill has torn is cut off first.
+
+    Raises:
+        StorageError: the disk is full or not writable.
+    """
     text = "".join(_json_line(row) for row in rows)
     with storage_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -472,7 +477,8 @@ def _drop_torn_line(path: Path) -> None:
             file.truncate(file.read().rfind(b"\n") + 1)
 
 
-def _whole_rows(path: Path) -> list[Json]:
+def whole_rows(path: Path) -> list[Json]:
+    """The rows of a file that may end in a torn line, or not be there."""
     if not path.exists():
         return []
     lines = path.read_text(encoding="utf-8", errors="replace").split("\n")

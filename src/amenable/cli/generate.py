@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import itertools
 from collections.abc import Iterator, Sequence
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,6 +19,14 @@ EXAMPLE = (
     'Example: amenable generate runs/demo/models/tuned "Return the number of words in a text."'
 )
 _SHOWN_PROMPT = 70
+_BETWEEN_WRITES = 256  # prompts
+
+
+class Shape(StrEnum):
+    """Of a row."""
+
+    NATIVE = "native"
+    GCPC = "gcpc"
 
 
 def generate(
@@ -39,6 +50,13 @@ def generate(
         int | None, typer.Option(help="Longest completion.  [default: the run's, else 64]")
     ] = None,
     seed: Annotated[int, typer.Option(help="Seeds sampling.")] = 0,
+    shape: Annotated[
+        Shape,
+        typer.Option("--format", help="Of the rows; gcpc: as its bulk inference does."),
+    ] = Shape.NATIVE,
+    shard: Annotated[
+        str, typer.Option(metavar="K/N", help="Every N-th prompt, from the K-th (from 0) on.")
+    ] = "0/1",
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one JSON object a line on stdout.")
     ] = False,
@@ -46,25 +64,80 @@ def generate(
     """Complete prompts with a model.
 
     A model in a run folder is asked as it was trained: with that run's instruction, system
-    message and lengths.
+    message and lengths. With --out the same command goes on where it was stopped.
     """
     import json
 
-    from amenable.artifacts import write_jsonl
     from amenable.pipeline.preflight import silence_libraries
 
     silence_libraries()
-    asked = _prompts(prompts or (), file or ())
+    asked = _sharded(_prompts(prompts or (), file or ()), shard)
     source = model_source(model)
     recipe = recipe_of(source, max_new_tokens)
     sampling = {"temperature": temperature, "top_p": top_p, "top_k": top_k}
-    rows = list(complete(source, asked, recipe, sampling, seed))
     if out is not None:
-        write_jsonl(out, rows)
-    elif as_json:
+        _to_file(out, source, asked, recipe, sampling, seed, shape)
+        return
+    rows = [_shaped(row, recipe, shape) for row in complete(source, asked, recipe, sampling, seed)]
+    if as_json or shape is not Shape.NATIVE:
         typer.echo("\n".join(json.dumps(row, ensure_ascii=False) for row in rows))
     else:
         typer.echo("\n".join(_shown(row, alone=len(rows) == 1) for row in rows))
+
+
+def _sharded(prompts: list[Prompt], shard: str) -> list[Prompt]:
+    """Raises UsageError: the text is no K/N with 0 <= K < N."""
+    from amenable.errors import UsageError
+
+    number, slash, count = shard.partition("/")
+    if not (slash and number.isdigit() and count.isdigit() and int(number) < int(count)):
+        raise UsageError(f"--shard: found {shard!r}; expected K/N with K from 0 to N - 1, as 0/4")
+    return prompts[int(number) :: int(count)]
+
+
+def _shaped(row: dict[str, Any], recipe: Recipe, shape: Shape) -> dict[str, Any]:
+    """The row in the wanted shape."""
+    if shape is Shape.NATIVE:
+        return row
+    instruction = recipe.data.instruction
+    asked = f"{instruction}\n\n{row['input_text']}" if instruction else row["input_text"]
+    inputs = {"inputs_pretokenized": asked, "targets_pretokenized": ""}
+    return {"inputs": inputs, "prediction": row["completion"]}
+
+
+def _to_file(
+    out: Path,
+    source: Path | str,
+    prompts: Sequence[Prompt],
+    recipe: Recipe,
+    sampling: dict[str, Any],
+    seed: int,
+    shape: Shape,
+) -> None:
+    """Write the rows, some prompts at a time; what a stopped command has written is kept.
+
+    The unfinished file is OUT.part, whose first line says what it is the output of.
+    """
+    import json
+
+    from amenable.artifacts import Progress, append_jsonl, whole_rows, write_jsonl
+    from amenable.config.load import recipe_to_dict
+
+    asked = [(prompt.id, prompt.text) for prompt in prompts]
+    told = [str(source), asked, recipe_to_dict(recipe), sampling, seed, str(shape)]
+    head = {"of": hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()}
+    part = out.with_name(f"{out.name}.part")
+    known = whole_rows(part)
+    if known[:1] == [head]:
+        Progress().say(f"generate: {len(known) - 1} of {len(prompts)} rows are there already")
+    else:
+        write_jsonl(part, [head])
+        known = [head]
+    rows = complete(source, prompts[len(known) - 1 :], recipe, sampling, seed)
+    while some := list(itertools.islice(rows, _BETWEEN_WRITES)):
+        append_jsonl(part, [_shaped(row, recipe, shape) for row in some])
+    write_jsonl(out, whole_rows(part)[1:])
+    part.unlink()
 
 
 def _prompts(texts: Sequence[str], files: Sequence[str]) -> list[Prompt]:
@@ -127,20 +200,22 @@ def complete(
         dtype=dtype,
         batch_size=recipe.evaluate.batch_size,
     )
-    requests = [
-        Request(prompt_ids=tuple(renderer.prompt_ids(prompt)), key=(seed, 0, prompt.id, 0))
-        for prompt in prompts
-    ]
-    with Progress().track(len(requests), "generate") as tracker:
-        rollouts = engine.generate(requests, options, lambda n: tracker.advance(n))
-    for prompt, rollout in zip(prompts, rollouts, strict=True):
-        yield {
-            "id": prompt.id,
-            "input_text": prompt.text,
-            "completion": renderer.completion_text(rollout.completion_ids),
-            "tokens": len(rollout.completion_ids),
-            "ended": rollout.ended,
-        }
+    with Progress().track(len(prompts), "generate") as tracker:
+        for start in range(0, len(prompts), _BETWEEN_WRITES):
+            some = prompts[start : start + _BETWEEN_WRITES]
+            requests = [
+                Request(prompt_ids=tuple(renderer.prompt_ids(prompt)), key=(seed, 0, prompt.id, 0))
+                for prompt in some
+            ]
+            rollouts = engine.generate(requests, options, lambda n: tracker.advance(n))
+            for prompt, rollout in zip(some, rollouts, strict=True):
+                yield {
+                    "id": prompt.id,
+                    "input_text": prompt.text,
+                    "completion": renderer.completion_text(rollout.completion_ids),
+                    "tokens": len(rollout.completion_ids),
+                    "ended": rollout.ended,
+                }
 
 
 def _shown(row: dict[str, Any], *, alone: bool) -> str:

@@ -61,3 +61,59 @@ def test_impossible_sampling_is_refused(
 ) -> None:
     assert generate(monkeypatch, str(run_folder), "A", "--top-p", "2") == 2
     assert "top_p must lie in (0, 1]" in capsys.readouterr().err
+
+
+def test_shards_make_up_the_whole_and_are_shaped_as_wanted(
+    run_folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text("".join(f'{{"input_text": "Text {n}"}}\n' for n in range(7)))
+    words = ("--prompts", str(prompts), "--format", "gcpc")
+    found = {}
+    for shard in ("0/1", "0/2", "1/2"):
+        out = tmp_path / f"{shard.replace('/', '-')}.jsonl"
+        assert (
+            generate(monkeypatch, str(run_folder), *words, "--shard", shard, "--out", str(out)) == 0
+        )
+        found[shard] = list(read_jsonl(out))
+    assert found["0/1"][::2] == found["0/2"]
+    assert found["0/1"][1::2] == found["1/2"]
+    row = found["0/1"][3]
+    assert row["inputs"] == {"inputs_pretokenized": "Text 3", "targets_pretokenized": ""}
+    assert isinstance(row["prediction"], str)
+    assert generate(monkeypatch, str(run_folder), *words, "--shard", "2/2") == 2
+
+
+def test_a_stopped_command_goes_on_and_another_one_begins_anew(
+    run_folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    import amenable.cli.generate as module
+
+    prompts, out = tmp_path / "prompts.jsonl", tmp_path / "out.jsonl"
+    prompts.write_text("".join(f'{{"input_text": "Text {n}"}}\n' for n in range(7)))
+    words = ("--prompts", str(prompts), "--temperature", "1", "--out")
+    assert generate(monkeypatch, str(run_folder), *words, str(tmp_path / "whole.jsonl")) == 0
+    monkeypatch.setattr(module, "_BETWEEN_WRITES", 2)
+    make, made = module.complete, []
+
+    def stopped(*given: object):  # type: ignore[no-untyped-def]
+        for number, row in enumerate(make(*given)):  # type: ignore[arg-type]
+            if number == 5:
+                raise KeyboardInterrupt
+            made.append(row["id"])
+            yield row
+
+    monkeypatch.setattr(module, "complete", stopped)
+    assert generate(monkeypatch, str(run_folder), *words, str(out)) == 130
+    assert not out.exists()
+    with (tmp_path / "out.jsonl.part").open("a") as file:
+        file.write('{"torn')
+    made.clear()
+    assert generate(monkeypatch, str(run_folder), *words, str(out)) == 0
+    assert len(made) == 3, "four rows were there"
+    assert "4 of 7 rows are there already" in capsys.readouterr().err
+    assert out.read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
+    assert not (tmp_path / "out.jsonl.part").exists()
