@@ -97,6 +97,12 @@ def audit(rows: Sequence[Row], *, seed: int, samples: int = 2000) -> dict[str, A
         with np.errstate(divide="ignore", invalid="ignore"):
             values = figure(tables)
         found |= _with_interval(name, values)
+    shares = {"precision": ((judge == 0) & decided, human == 0), "recall": (human == 0, judge == 0)}
+    for name, (among, right) in shares.items():  # resamples of a perfect share have no spread
+        if among.any():
+            own = [prompt for prompt, kept in zip(prompts, among, strict=True) if kept]
+            interval = statistics.win_rate_interval(right[among].astype(np.float64), own)
+            found[f"{name}_ci95"] = interval.as_list()
     found["people"] = people(rows)
     found["by_agreement"] = _by_agreement(rows)
     found["better_than_chance"] = found["accuracy_ci95"][0] > 0.5

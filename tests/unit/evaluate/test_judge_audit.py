@@ -111,3 +111,12 @@ def test_correction_gives_the_win_rate_of_people() -> None:
 def test_no_correction_by_a_judge_at_chance() -> None:
     assert corrected_win_rate([1.0, 0.0], noisy(100, 0, (0.3, 0.3))) is None
     assert corrected_win_rate([1.0], [row(0, 1, 1)]) is None
+
+
+def test_a_perfect_share_is_not_taken_for_a_certain_one() -> None:
+    """Twelve of twelve: Wilson's lower end is 12 / (12 + 1.96²)."""
+    rows = [Row(str(n), str(n), False, float(n % 2), float(n % 2), 0.5) for n in range(24)]
+    found = audit(rows, seed=0)
+    for name in ("precision", "recall"):
+        assert found[name] == 1
+        assert found[f"{name}_ci95"] == pytest.approx([12 / (12 + 1.96**2), 1.0], abs=1e-3)
