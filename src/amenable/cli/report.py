@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -14,12 +15,19 @@ EXAMPLE = "Example: amenable report runs/demo"
 
 
 def report(
-    folder: Annotated[
-        Path,
+    folders: Annotated[
+        list[Path],
         typer.Argument(
-            metavar="DIR", help="A run folder; with --check also a log of another trainer."
+            metavar="DIR...",
+            help="A run folder, or several; with --check also a log of another trainer.",
         ),
     ],
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out", metavar="DIR", help="Where the page of several runs goes.  [default: runs]"
+        ),
+    ] = None,
     check: Annotated[
         bool,
         typer.Option("--check", help="Ask the health rules instead; exit code 1 if one speaks."),
@@ -30,9 +38,19 @@ def report(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Write report.html again from what a run folder holds, or check the health of its figures."""
+    """Write report.html again from what a run folder holds, or check the health of its figures.
+
+    Several run folders make one page: their results and curves beside each other, and how far
+    seeds alone move them.
+    """
     from amenable.errors import UsageError
 
+    if len(folders) > 1 and not check:
+        several(folders, out or Path("runs"), as_json)
+        return
+    if len(folders) > 1 or out is not None:
+        raise UsageError("--check takes one folder" if check else "--out: goes with several runs")
+    folder = folders[0]
     if check:
         _check(folder, tags, as_json)
         return
@@ -46,6 +64,36 @@ def report(
         raise UsageError(f"{folder}: no run folder (recipe.toml is missing); name one, runs/demo")
     render(run)
     typer.echo(f'{{"report": "{run.report_path}"}}' if as_json else str(run.report_path))
+
+
+def several(folders: Sequence[Path], out: Path, as_json: bool) -> None:
+    """Write `report.html` and `runs.json` of several runs into a folder.
+
+    Raises:
+        UsageError: a folder is no run folder, or is named twice.
+    """
+    from amenable.artifacts import write_json, write_text
+    from amenable.errors import UsageError
+    from amenable.evaluate.many_runs import gather, page
+
+    for folder in folders:
+        if not (folder / "recipe.toml").is_file():
+            raise UsageError(f"{folder}: no run folder (recipe.toml is missing)")
+    if len({folder.resolve() for folder in folders}) < len(folders):
+        raise UsageError("a run is named twice")
+    found = gather(folders)
+    write_json(out / "runs.json", found)
+    write_text(out / "report.html", page(folders, found))
+    if as_json:
+        typer.echo(json.dumps(found, indent=2))
+        return
+    for row in found["spread"]:
+        typer.echo(
+            f"{row['b']} against {row['a']}: wins {row['mean']:.3f} over {len(row['seeds'])} seeds "
+            f"(standard deviation {row['standard_deviation']:.3f}, {row['lowest']:.3f} to "
+            f"{row['highest']:.3f}), judged by {row['judge']}"
+        )
+    typer.echo(f"report: {out / 'report.html'}")
 
 
 def _check(path: Path, tags: Path | None, as_json: bool) -> None:

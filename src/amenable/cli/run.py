@@ -43,6 +43,12 @@ def run(
     overrides: Overrides = None,
     out: Out = None,
     seed: Seed = None,
+    seeds: Annotated[
+        str,
+        typer.Option(
+            metavar="N,N,...", help="One run each, in OUT/seed-N, and a page of all of them."
+        ),
+    ] = "",
     only: Annotated[str | None, typer.Option(metavar="STAGE", help="Run this stage alone.")] = None,
     until: Annotated[
         str | None, typer.Option(metavar="STAGE", help="Stop after this stage.")
@@ -62,6 +68,10 @@ def run(
         return
     if recipe is None:
         raise typer.BadParameter("which recipe? Try: amenable run examples/tiny.toml")
+    if seeds:
+        numbers = _numbers(seeds, seed)
+        _run_seeds(recipe, overrides, out, numbers, (only, until), max_minutes, as_json)
+        return
     _run(
         recipe,
         overrides,
@@ -98,6 +108,47 @@ def _run(
         return
     for line in result_lines(summary, folder):
         typer.echo(line)
+
+
+def _numbers(seeds: str, seed: int | None) -> list[int]:
+    """Raises UsageError: no list of different numbers, or beside --seed."""
+    from amenable.errors import UsageError
+
+    words = [word.strip() for word in seeds.split(",")]
+    if seed is not None:
+        raise UsageError("--seed and --seeds: give one of them")
+    if not all(word.isdigit() for word in words) or len(set(words)) < len(words):
+        raise UsageError(f"--seeds: found {seeds!r}; expected different numbers, as 0,1,2")
+    return [int(word) for word in words]
+
+
+def _run_seeds(
+    path: Path,
+    overrides: Sequence[str] | None,
+    out: Path | None,
+    seeds: Sequence[int],
+    stages: tuple[str | None, str | None],
+    max_minutes: float | None,
+    as_json: bool,
+) -> None:
+    """One run after the other; what is done is skipped when the command is given again."""
+    from amenable.cli.report import several
+    from amenable.config.load import load_recipe
+    from amenable.pipeline import local
+
+    only, until = stages
+    folders = []
+    for seed in seeds:
+        recipe = load_recipe(path, [*(overrides or ()), f"seed={seed}"])
+        root = out or Path("runs") / recipe.name
+        folders.append(root / f"seed-{seed}")
+        summary = local.run(recipe, folders[-1], only=only, until=until, max_minutes=max_minutes)
+        if not as_json:
+            typer.echo(f"seed {seed}")
+            for line in result_lines(summary, folders[-1]):
+                typer.echo(f"  {line}")
+    if len(folders) > 1:
+        several(folders, folders[0].parent, as_json)
 
 
 def result_lines(summary: dict[str, Any], folder: Path) -> list[str]:

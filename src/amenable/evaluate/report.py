@@ -59,11 +59,10 @@ def render(folder: RunFolder) -> None:
 
 def page(run: Run, folder_name: str = "run") -> str:
     """The page as text; the same run gives the same bytes."""
-    style = (TEMPLATES / "report.css").read_text(encoding="utf-8")
-    script = (TEMPLATES / "report.js").read_text(encoding="utf-8")
+    style, script = template_text("report.css"), template_text("report.js")
     context = page_context(run)
     return (
-        _environment()
+        environment()
         .get_template("report.html")
         .render(
             **context,
@@ -71,7 +70,7 @@ def page(run: Run, folder_name: str = "run") -> str:
             version=__version__,
             style=Markup(style),  # our own file, which the policy's hash vouches for
             script=Markup(script),
-            policy=_content_policy(style, script),
+            policy=content_policy(style, script),
             figure=_figure_of(run.summary),
         )
     )
@@ -211,7 +210,7 @@ def _figure_of(summary: Mapping[str, Any]) -> Callable[[str, str], Markup]:
 # The page's parts ----------------------------------------------------------------------------
 
 
-def _content_policy(style: str, script: str) -> str:
+def content_policy(style: str, script: str) -> str:
     """Nothing but this page's own style sheet, its own script and its icon."""
     return (
         f"default-src 'none'; style-src '{_sha256(style)}'; script-src '{_sha256(script)}'; "
@@ -223,8 +222,13 @@ def _sha256(text: str) -> str:
     return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
 
 
+def template_text(name: str) -> str:
+    """A style sheet or script of the pages."""
+    return (TEMPLATES / name).read_text(encoding="utf-8")
+
+
 @cache
-def _environment() -> Environment:
+def environment() -> Environment:
     """Jinja2 with escaping on for HTML; a name that is not given is an error."""
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES),
@@ -266,7 +270,7 @@ def model_card(run: Run, kind: str) -> str:
     found = report_data.comparisons(run)
     about = [c for c in found if kind in (c["entry"]["a"], c["entry"]["b"])]
     return (
-        _environment()
+        environment()
         .get_template("model_card.md")
         .render(
             kind=kind,
