@@ -443,7 +443,11 @@ def checkpoint_figure(run: Run) -> Figure | None:
         here = "No checkpoint scores higher than the start, so the tuned model is the start."
     elif chosen == points[0][-1]:
         here = "The last checkpoint scores highest and is the tuned model."
-    return Figure("Which checkpoint stays", svg, "", here)
+    good = (
+        "Rises, then plateaus. Where it turns down, later checkpoints please the reward model "
+        "only. Its prompts are neither trained on nor among those of the comparison above."
+    )
+    return Figure("Which checkpoint stays", svg, good, here)
 
 
 def health_rows(run: Run) -> list[Json]:
