@@ -189,12 +189,22 @@ def _compare(
     from amenable.artifacts import write_jsonl
     from amenable.evaluate.judged import games, judged
     from amenable.evaluate.ranking import rank
+    from amenable.judges.asking import Pair
+    from amenable.judges.people import SheetJudge
     from amenable.judges.store import ReplyStore
 
     comparisons, rankings, looks = [], {}, []
     unanswered: Counter[str] = Counter()
     with closing(ReplyStore(out / "replies.sqlite")) as store:
         for judge in judges:
+            if isinstance(judge, SheetJudge):  # one sheet for all pairs of systems
+                shown = [
+                    Pair(prompt, texts[a], texts[b]).question(False)
+                    for a, b in combinations(names, 2)
+                    for prompt, texts in answered
+                    if texts[a] != texts[b]
+                ]
+                judge.expect(shown)
             played = []
             for a, b in combinations(names, 2):
                 asked = _ask(judge, a, b, answered, store)

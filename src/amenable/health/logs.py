@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from amenable.artifacts import whole_rows
 from amenable.errors import DataError, UsageError
 
 Json = dict[str, Any]
@@ -96,7 +97,7 @@ def open_logs(path: Path, tags: Path | None = None) -> list[Log]:
         return [Log(stage, [_renamed(row, names) for row in _rows(path)], str(path))]
     if (path / "stages").is_dir():
         found = [
-            Log(stage, _json_lines(file), str(file))
+            Log(stage, whole_rows(file), str(file))  # a run that goes on may be writing a line
             for stage in STAGES
             if (file := path / "stages" / stage / "metrics.jsonl").is_file()
         ]

@@ -100,9 +100,9 @@ class OnlineWatch:
             self._say(f"{self._stage}: {finding.level} {finding.rule}: {finding.message}")
             if self._stops(finding):
                 raise Unhealthy(
-                    f"{finding.rule} at step {step} (health.stop_on): {finding.message} The same "
-                    "command goes on from the last checkpoint; a changed recipe starts the stage "
-                    "afresh"
+                    f"{finding.rule} at step {step} (health.stop_on): {finding.message} Without "
+                    "it in health.stop_on the stage goes on from its last checkpoint; any other "
+                    "change of its keys starts it afresh"
                 )
 
     def _stops(self, finding: Finding) -> bool:

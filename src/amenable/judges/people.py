@@ -45,6 +45,17 @@ class SheetJudge:
         self.name = "people"
         self._path = path
 
+    def expect(self, questions: Sequence[Question]) -> None:
+        """Add the pairs that the sheet lacks, of several comparisons before any is read.
+
+        Raises:
+            DataError: a verdict is none.
+        """
+        pairs = _pairs(questions)
+        filled = self._filled(pairs)
+        if missing := [name for name in pairs if name not in filled]:
+            self._add(pairs, missing)
+
     def ask(self, questions: Sequence[Question], keep: Keep) -> list[str]:
         """Answer from the sheet; see `Judge`.
 
@@ -52,15 +63,9 @@ class SheetJudge:
             StageError: the sheet has just been written, or nothing in it is filled in.
             DataError: a verdict is none, or a row of another comparison.
         """
-        pairs: dict[str, Question] = {}
-        for question in questions:
-            name, turned = _row_name(question)
-            shown = Question(question.prompt, question.second, question.first)
-            pairs[name] = shown if turned else question
+        self.expect(questions)
+        pairs = _pairs(questions)
         filled = self._filled(pairs)
-        missing = [name for name in pairs if name not in filled]
-        if missing:
-            self._add(pairs, missing, filled)
         verdicts = {name: row for name, row in filled.items() if row is not None}
         if not verdicts:
             raise StageError(
@@ -94,12 +99,7 @@ class SheetJudge:
                 found[name] = None if verdict is None else (verdict, row.get("why") or "")
         return found
 
-    def _add(
-        self,
-        pairs: Mapping[str, Question],
-        names: Iterable[str],
-        filled: Mapping[str, object],
-    ) -> None:
+    def _add(self, pairs: Mapping[str, Question], names: Iterable[str]) -> None:
         """Write rows behind those that are there, which stay as they are."""
         text = io.StringIO()
         writer = csv.writer(text)
@@ -114,6 +114,16 @@ class SheetJudge:
         if before and not before.endswith("\n"):
             before += "\n"
         write_text(self._path, before + text.getvalue())
+
+
+def _pairs(questions: Sequence[Question]) -> dict[str, Question]:
+    """By row, as the sheet shows them."""
+    found = {}
+    for question in questions:
+        name, turned = _row_name(question)
+        shown = Question(question.prompt, question.second, question.first)
+        found[name] = shown if turned else question
+    return found
 
 
 def _row_name(question: Question) -> tuple[str, bool]:

@@ -119,3 +119,11 @@ def test_the_command_tells_and_exits_with_1_where_a_rule_speaks(tmp_path: Path) 
     good = CliRunner().invoke(app, ["report", str(TRL / "sft.json"), "--check"])
     assert good.exit_code == 0
     assert "no rule speaks" in good.stdout
+
+
+def test_a_run_that_is_writing_a_row_is_read_up_to_it(tmp_path: Path) -> None:
+    metrics = tmp_path / "stages" / "policy" / "metrics.jsonl"
+    metrics.parent.mkdir(parents=True)
+    rows = [{"step": n, "policy/approx_kl": 0.2} for n in range(4)]
+    metrics.write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"step": 4, "pol')
+    assert said(tmp_path) == ["step-too-far"]
