@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from amenable.config.collect import CollectConfig
 from amenable.config.data import SourceConfig
 from amenable.config.recipe import Recipe
 from amenable.config.rewards import is_folder, kind_of, outside_sources, reward_parts
@@ -34,7 +35,7 @@ def check_inputs(recipe: Recipe) -> None:
 
     Raises:
         DataError: a data file is missing or empty.
-        RecipeError: `format`, `reader` or a reward names nothing that exists, or a reward's token
+        RecipeError: `format`, `reader`, a reward or the judge names nothing that exists, or a token
             is not set.
         ModelError: `policy.reward` looks like a path and is no model folder.
     """
@@ -53,6 +54,28 @@ def check_inputs(recipe: Recipe) -> None:
                 f"policy.rewards: {part.label}: the environment variable {part.token_env} "
                 "(token_env) is not set; set it, or remove the key"
             )
+    if recipe.collect.annotator == "judge":
+        _check_judge(recipe.collect)
+
+
+def _check_judge(config: CollectConfig) -> None:
+    """What can be wrong with the judge of AI feedback before anything is asked."""
+    from amenable.artifacts import read_json
+    from amenable.data.reading.custom import load_function
+    from amenable.judges.template import load_template
+
+    load_template(config.judge_template)
+    if config.judge_token_env and not os.environ.get(config.judge_token_env):
+        raise RecipeError(
+            f"collect.judge_token_env: the environment variable {config.judge_token_env} is not "
+            "set; set it, or remove the key"
+        )
+    if kind_of(config.judge) == "function":
+        load_function(config.judge, "collect.judge")
+    else:
+        _check_ready_reward(config.judge, "collect.judge")
+    if config.judge_audit:
+        read_json(Path(config.judge_audit) / "audit.json")
 
 
 def base_model(recipe: Recipe, say: Callable[[str], None]) -> Path | str:

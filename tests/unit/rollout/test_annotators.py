@@ -12,7 +12,8 @@ from amenable.artifacts import StageContext, read_jsonl, write_jsonl
 from amenable.config.load import load_recipe
 from amenable.data.reading.readers import read_preferences
 from amenable.data.schemas import Choice, Message, Prompt, Speaker
-from amenable.errors import RecipeError
+from amenable.errors import AmenableError, RecipeError
+from amenable.pipeline.preflight import check_inputs
 from amenable.rollout import collect
 from amenable.rollout.annotators import open_annotator
 
@@ -140,3 +141,27 @@ def test_the_stage_collects_by_a_judge_and_a_second_model(
 def test_a_recipe_that_names_half_a_judge_is_refused(settings: list[str], message: str) -> None:
     with pytest.raises(RecipeError, match=message):
         load_recipe(None, ['data.task="docstrings"', *settings])
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            ['collect.judge="http://h/v1"', 'collect.judge_token_env="NO_SUCH_TOKEN"'],
+            "NO_SUCH_TOKEN",
+        ),
+        (
+            ['collect.judge="http://h/v1"', 'collect.judge_template="nothing"'],
+            "no judge's template",
+        ),
+        (['collect.judge="./nowhere/model"'], "correct collect.judge"),
+        (['collect.judge="nowhere.py:score"'], "collect.judge"),
+        (['collect.judge="tiny"', 'collect.judge_audit="nowhere"'], "nowhere/audit.json"),
+    ],
+)
+def test_what_a_judge_lacks_is_told_before_anything_is_loaded(
+    settings: list[str], message: str
+) -> None:
+    words = ['data.task="docstrings"', 'collect.annotator="judge"', 'collect.judge_model="m"']
+    with pytest.raises(AmenableError, match=message):
+        check_inputs(load_recipe(None, [*words, *settings]))
