@@ -129,14 +129,18 @@ def _loss_rises(history: History) -> str:
 
 def _loss_flat(history: History) -> str:
     for name in ("loss", "rank_loss"):
-        values = history.values(name)
-        if len(values) < 32:
+        values, held_out = history.values(name), history.values(f"eval_{name}")
+        if len(values) < (16 if len(held_out) > 1 else 64):
             continue
-        first, last = median(values[:8]), median(values[-16:])
-        if last >= first:
+        size = min(32, len(values) // 2)
+        first, last = median(values[:size]), median(values[-size:])
+        if len(held_out) > 1 and held_out[-1] < 0.999 * held_out[0]:
+            continue
+        if last >= 0.99 * first:
+            beside = f", held out {_number(held_out[-1])}" if held_out else ""
             return (
-                f"The training loss does not fall: {_number(first)} over the first 8 steps, "
-                f"{_number(last)} over the last 16 of {len(values)}."
+                f"The training loss does not fall: {_number(first)} over the first {size} steps, "
+                f"{_number(last)} over the last {size} of {len(values)}{beside}."
             )
     return ""
 
@@ -163,11 +167,11 @@ def _by_heart(history: History) -> str:
 
 def _coin(history: History) -> str:
     held_out, trained = history.values("eval_accuracy"), history.values("accuracy")[-24:]
-    if not held_out or len(trained) < 16 or held_out[-1] > 0.53 or fmean(trained) > 0.6:
+    if len(held_out) < 2 or max(held_out) > 0.53 or len(trained) < 16 or fmean(trained) > 0.58:
         return ""
     return (
         f"The reward model is a coin: accuracy {fmean(trained):.2f} over the last {len(trained)} "
-        f"steps, {held_out[-1]:.2f} on held-out pairs."
+        f"steps, on held-out pairs never above {max(held_out):.2f}."
     )
 
 
@@ -230,7 +234,7 @@ def _displaced(history: History) -> str:
     nll = history.values("chosen_nll")
     if len(chosen) < 8 or len(rejected) < 8 or len(nll) < 12:
         return ""
-    rises = fmean(nll[-4:]) > 1.1 * fmean(nll[:4])
+    rises = fmean(nll[-4:]) > 1.25 * fmean(nll[:4])
     if not rises or fmean(chosen) >= 0 or fmean(rejected) >= fmean(chosen):
         return ""
     return (
@@ -243,9 +247,13 @@ def _displaced(history: History) -> str:
 def _critic_harms(history: History) -> str:
     values = history.values("explained_variance")
     last = values[-5:]
-    if len(values) < 8 or fmean(last) >= -0.5:
+    if len(values) < 8:
         return ""
-    return f"The critic predicts worse than a constant: explained variance {_list(last)}."
+    if fmean(last) < -0.5:
+        return f"The critic predicts worse than a constant: explained variance {_list(last)}."
+    if max(map(abs, last)) < 0.03:
+        return f"The critic predicts a constant: explained variance {_list(last)}."
+    return ""
 
 
 def _number(value: float) -> str:
@@ -293,7 +301,8 @@ RULES: tuple[Rule, ...] = (
         id="loss-flat",
         stages=("sft", "reward"),
         needs=("loss|rank_loss",),
-        formula="after 32 steps the median of the last 16 is not below that of the first 8",
+        formula="the median of the last half (at most 32 steps) ≥ 0.99 × that of the first, and "
+        "held-out loss ≥ 0.999 × its first; 16 steps with two held-out losses, else 64",
         means="Nothing is learnt: the rate is too low, or the rows say nothing new.",
         remedy="Multiply learning_rate by 3 to 10; look at a few rows with `amenable data show`.",
         source="chosen here",
@@ -323,7 +332,8 @@ RULES: tuple[Rule, ...] = (
         id="coin",
         stages=("reward",),
         needs=("accuracy", "eval_accuracy"),
-        formula="after 16 steps: held-out accuracy ≤ 0.53, and ≤ 0.6 over the last 24 steps",
+        formula="held-out accuracy never above 0.53 in two looks or more, and training accuracy "
+        "≤ 0.58 over the last 24 steps",
         means="The choices do not follow from the texts, or the labels are swapped in part.",
         remedy="Check the labels (`amenable data stats` prints agreement), then the rate.",
         source="chosen here",
@@ -404,8 +414,8 @@ RULES: tuple[Rule, ...] = (
         id="critic-harms",
         stages=ROLLOUTS,
         needs=("explained_variance",),
-        formula="mean of the last 5 < −0.5, from the 8th row on",
-        means="Its advantages add noise to the reward.",
+        formula="from the 8th row on, mean of the last 5 < −0.5, or all of them within 0.03 of 0",
+        means="Its advantages add noise to the reward, or nothing.",
         remedy="Lower policy.ppo.critic_learning_rate, warm the critic up, or use rloo or grpo.",
         source="0 is the variance of a constant",
         saw=_critic_harms,
@@ -484,7 +494,7 @@ RULES: tuple[Rule, ...] = (
         id="likelihood-falls",
         stages=("policy",),
         needs=("chosen_reward", "rejected_reward", "chosen_nll"),
-        formula="over the last 8 steps rejected < chosen < 0, and chosen_nll 1.1 × the first 4",
+        formula="over the last 8 steps rejected < chosen < 0, and chosen_nll 1.25 × the first 4",
         means="The policy unlearns what it was shown, the chosen completions included.",
         remedy="Raise policy.preference.beta, lower the rate, or add policy.preference.sft_coef.",
         source="Razin et al. 2024, arXiv:2410.08847",

@@ -107,7 +107,7 @@ class LetterWorld:
         self.base = write_model(_problem(seed), root / "base")
         self.prompts = _prompt_rows(seed, sizes)
 
-    def choices(self) -> list[dict[str, Any]]:
+    def choices(self, sharpness: float = SHARPNESS) -> list[dict[str, Any]]:
         """Two samples of the base for each prompt of `pairs`, and noisy choices by gold."""
         rows = self.prompts["pairs"]
         texts = self.sample_base(rows, 2).texts
@@ -119,7 +119,7 @@ class LetterWorld:
             if first == other:
                 continue
             lead = self.gold(row["input_text"], other) - self.gold(row["input_text"], first)
-            choice = int(noise.random() < 1 / (1 + math.exp(-SHARPNESS * lead)))
+            choice = int(noise.random() < 1 / (1 + math.exp(-sharpness * lead)))
             pairs.append({**row, "candidate_0": first, "candidate_1": other, "choice": choice})
         return pairs
 

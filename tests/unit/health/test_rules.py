@@ -98,12 +98,15 @@ FAULTS: dict[str, tuple[str, Rows]] = {
     "not-finite": ("sft", sft(undone_steps=lambda i: float(i > 5))),
     "gradient-spike": ("policy", policy(grad_norm=lambda i: 40.0 if i == 20 else 1.0)),
     "loss-rises": ("sft", sft(25, loss=lambda i: 3.0 + 0.1 * i)),  # too short to be called flat
-    "loss-flat": ("sft", sft(loss=lambda i: noisy(3.0, 0.2, i))),
+    "loss-flat": (
+        "sft",
+        sft(loss=lambda i: noisy(3.0, 0.2, i % 7), eval_loss=lambda i: 2.8),
+    ),
     "held-out-rises": ("sft", sft(eval_loss=lambda i: 2.0 + 0.02 * i)),
     "by-heart": ("reward", reward(accuracy=lambda i: 0.99)),
     "coin": (
         "reward",
-        reward(accuracy=lambda i: noisy(0.5, 0.2, i), eval_accuracy=lambda i: 0.5),
+        reward(accuracy=lambda i: noisy(0.5, 0.05, i), eval_accuracy=lambda i: 0.5),
     ),
     "kl-negative": ("policy", policy(kl_loss=lambda i: -0.05 * i)),
     "kl-far": ("policy", policy(kl_loss=lambda i: 1.0 * i)),
