@@ -119,9 +119,9 @@ def _against_start(
 def _loss_rises(history: History) -> str:
     for name in ("loss", "rank_loss"):
         values = history.values(name)
-        if len(values) < 10:
+        if len(values) < 16:
             continue
-        first, last = median(values[:5]), median(values[-5:])
+        first, last = median(values[:8]), median(values[-8:])
         if last > 1.2 * first and min(values[-5:]) > first:
             return f"The training loss rises: {_number(first)} at first, {_number(last)} lately."
     return ""
@@ -130,13 +130,13 @@ def _loss_rises(history: History) -> str:
 def _loss_flat(history: History) -> str:
     for name in ("loss", "rank_loss"):
         values, held_out = history.values(name), history.values(f"eval_{name}")
-        if len(values) < (16 if len(held_out) > 1 else 64):
+        if len(values) < (24 if len(held_out) > 1 else 64):
             continue
         size = min(32, len(values) // 2)
         first, last = median(values[:size]), median(values[-size:])
         if len(held_out) > 1 and held_out[-1] < 0.999 * held_out[0]:
             continue
-        if last >= 0.99 * first:
+        if last >= 0.97 * first:
             beside = f", held out {_number(held_out[-1])}" if held_out else ""
             return (
                 f"The training loss does not fall: {_number(first)} over the first {size} steps, "
@@ -290,7 +290,7 @@ RULES: tuple[Rule, ...] = (
         id="loss-rises",
         stages=SUPERVISED,
         needs=("loss|rank_loss",),
-        formula="after 10 rows the last 5 lie above the median of the first 5, their median 1.2 ×",
+        formula="after 16 rows the last 5 exceed the median of the first 8, the last 8 by 20 %",
         means="Training makes it worse: the rate is too high.",
         remedy="Divide learning_rate by 3 to 10, or add warmup_fraction.",
         source="chosen here",
@@ -301,8 +301,8 @@ RULES: tuple[Rule, ...] = (
         id="loss-flat",
         stages=("sft", "reward"),
         needs=("loss|rank_loss",),
-        formula="the median of the last half (at most 32 steps) ≥ 0.99 × that of the first, and "
-        "held-out loss ≥ 0.999 × its first; 16 steps with two held-out losses, else 64",
+        formula="the median of the last half (at most 32 steps) ≥ 0.97 × that of the first, and "
+        "held-out loss ≥ 0.999 × its first; 24 steps with two held-out losses, else 64",
         means="Nothing is learnt: the rate is too low, or the rows say nothing new.",
         remedy="Multiply learning_rate by 3 to 10; look at a few rows with `amenable data show`.",
         source="chosen here",
@@ -434,11 +434,11 @@ RULES: tuple[Rule, ...] = (
         id="length-drifts",
         stages=ROLLOUTS,
         needs=("completion_tokens",),
-        formula="completion_tokens < 0.5 or > 1.8 × the first 2 rows' in 3 rows running",
+        formula="completion_tokens < 0.4 or > 2 × the first 2 rows' in 3 rows running",
         means="Length may be what the reward pays for.",
         remedy="Compare at equal length in the report; try reward.length_debias.",
         source="Singhal et al. 2023, arXiv:2310.03716",
-        saw=_against_start("completion_tokens", 3, 0.5, 1.8, "Completions change in length"),
+        saw=_against_start("completion_tokens", 3, 0.4, 2.0, "Completions change in length"),
     ),
     Rule(
         id="no-spread",

@@ -204,14 +204,14 @@ FAULTS: tuple[Fault, ...] = (
         name="policy: completions are cut off",
         stage="policy",
         rules=("cut-off",),
-        settings={"data.max_completion_tokens": 3},
+        settings={"data.max_completion_tokens": 2},
     ),
     Fault(
         name="policy: no KL penalty, one text pays",
         stage="policy",
         rules=("same-answers", "entropy-collapses", "kl-far"),
         rewards=f"{_HERE}:same_text",
-        settings={"policy.kl.coef": 0.0, "policy.learning_rate": 2e-3},
+        settings={"policy.kl.coef": 0.0, "policy.learning_rate": 5e-3},
     ),
     Fault(
         name="policy: the critic's rate is too high",
@@ -249,10 +249,10 @@ FAULTS: tuple[Fault, ...] = (
         labels="few",
     ),
     Fault(
-        name="dpo: rate a hundred times too high",
+        name="dpo: rate a thousand times too high",
         stage="policy",
         rules=("likelihood-falls", "loss-rises", "not-finite", "by-heart", "held-out-rises"),
-        settings={**_DPO, "policy.preference.learning_rate": 1e-2},
+        settings={**_DPO, "policy.preference.learning_rate": 3e-2},
     ),
 )
 """Each is planted into an otherwise healthy chain."""
