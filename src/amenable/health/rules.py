@@ -22,12 +22,13 @@ class History:
     """The figures of a stage up to now, without the stage's prefix."""
 
     def __init__(self) -> None:
-        self.rows: list[Mapping[str, float | None]] = []
+        self._rows: list[Mapping[str, float | None]] = []
         self._values: dict[str, list[float]] = {}
+        self._together: dict[tuple[str, ...], tuple[int, list[tuple[float, ...]]]] = {}
 
     def add(self, row: Mapping[str, float | None]) -> None:
         """One more row; None or NaN: not a number."""
-        self.rows.append(row)
+        self._rows.append(row)
         for name, value in row.items():
             if value is not None and math.isfinite(value):
                 self._values.setdefault(name, []).append(value)
@@ -37,18 +38,22 @@ class History:
         return self._values.get(name, [])
 
     def together(self, *names: str) -> list[tuple[float, ...]]:
-        """Those rows in which all of these figures are finite."""
-        found = []
-        for row in self.rows:
+        """Those rows in which all of these figures are finite; not to be changed.
+
+        Only rows that are new since the last call are read: rules ask after every step.
+        """
+        read, found = self._together.get(names, (0, []))
+        for row in self._rows[read:]:
             values = [row.get(name) for name in names]
             finite = [value for value in values if value is not None and math.isfinite(value)]
             if len(finite) == len(names):
                 found.append(tuple(finite))
+        self._together[names] = (len(self._rows), found)
         return found
 
 
-ROLLOUTS = ("policy",)
-SUPERVISED = ("sft", "reward", "policy")
+POLICY = ("policy",)
+TRAINING = ("sft", "reward", "policy")
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,15 +105,15 @@ def _last_all(
 
 
 def _against_start(
-    name: str, count: int, low: float, high: float, words: str, start: int = 2
+    name: str, count: int, low: float, high: float, words: str
 ) -> Callable[[History], str]:
-    """The last `count` values all lie below `low` or above `high` times the mean of the first."""
+    """The last `count` values all lie below `low` or above `high` times the mean of the first 2."""
 
     def saw(history: History) -> str:
         values = history.values(name)
-        if len(values) < start + count:
+        if len(values) < 2 + count:
             return ""
-        first, last = fmean(values[:start]), values[-count:]
+        first, last = fmean(values[:2]), values[-count:]
         if first <= 0 or not (max(last) < low * first or min(last) > high * first):
             return ""
         return f"{words}: {_number(first)} at the start, {_list(last)} in the last {count} rows."
@@ -211,8 +216,8 @@ def _kl_far(history: History) -> str:
 
 def _overoptimised(history: History) -> str:
     pairs = history.together("reward", "gold")
-    if len(pairs) < 12:
-        return ""
+    if len(pairs) < 12 or len(pairs) % max(1, len(pairs) // 50):
+        return ""  # every look reads the whole run, so a long one is looked at now and then
     size = max(4, len(pairs) // 5)
     proxy, gold = np.array(pairs).T
     means = np.convolve(gold, np.ones(size) / size, "valid")
@@ -256,6 +261,14 @@ def _critic_harms(history: History) -> str:
     return ""
 
 
+def _same_answers(history: History) -> str:
+    values = history.values("repeated")
+    last = values[-3:]
+    if len(values) < 5 or min(last) <= max(0.5, 2 * fmean(values[:2])):
+        return ""
+    return f"Prompts share their answers: {_list(last)} in the last 3 rows."
+
+
 def _number(value: float) -> str:
     return f"{value:.3g}"
 
@@ -267,7 +280,7 @@ def _list(values: Sequence[float]) -> str:
 RULES: tuple[Rule, ...] = (
     Rule(
         id="not-finite",
-        stages=SUPERVISED,
+        stages=TRAINING,
         needs=("undone_steps",),
         formula="undone_steps > 0",
         means="Weights or activations overflow.",
@@ -278,7 +291,7 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         id="gradient-spike",
-        stages=SUPERVISED,
+        stages=TRAINING,
         needs=("grad_norm",),
         formula="grad_norm > 20 × the median and 3 × the largest of the 8 to 24 rows before",
         means="One batch pulls far more than others: a faulty row, or too high a rate.",
@@ -288,7 +301,7 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         id="loss-rises",
-        stages=SUPERVISED,
+        stages=TRAINING,
         needs=("loss|rank_loss",),
         formula="after 16 rows the last 5 exceed the median of the first 8, the last 8 by 20 %",
         means="Training makes it worse: the rate is too high.",
@@ -310,7 +323,7 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         id="held-out-rises",
-        stages=SUPERVISED,
+        stages=TRAINING,
         needs=("eval_loss|eval_rank_loss",),
         formula="eval loss > 1.1 × its smallest",
         means="The rows are learnt by heart; the best weights are kept.",
@@ -341,7 +354,7 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         id="kl-negative",
-        stages=ROLLOUTS,
+        stages=POLICY,
         needs=("kl_loss", "kl_se"),
         formula="kl_loss < −3 kl_se in 2 rows running",
         means="A KL cannot be negative: what samples is not the policy that is trained.",
@@ -352,7 +365,7 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         id="kl-far",
-        stages=ROLLOUTS,
+        stages=POLICY,
         needs=("kl_loss", "completion_tokens"),
         formula="kl_loss / completion_tokens > 1 nat a token in 3 rows running",
         means="The policy has left the reference, and the reward model what it knows.",
@@ -362,7 +375,7 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         id="step-too-far",
-        stages=ROLLOUTS,
+        stages=POLICY,
         needs=("approx_kl",),
         formula="approx_kl > 0.05 nats a token in 3 rows running",
         means="An update moves the policy further than its samples can tell about.",
@@ -372,7 +385,7 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         id="ratio",
-        stages=ROLLOUTS,
+        stages=POLICY,
         needs=("ratio_max",),
         formula="ratio_max > 10 in 3 rows running",
         means="Some tokens are many times as likely as when they were sampled.",
@@ -382,7 +395,7 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         id="clipped",
-        stages=ROLLOUTS,
+        stages=POLICY,
         needs=("clip_fraction",),
         formula="clip_fraction > 0.3 in 4 rows running",
         means="Much of each batch teaches nothing, as it is clipped.",
@@ -392,7 +405,7 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         id="entropy-collapses",
-        stages=ROLLOUTS,
+        stages=POLICY,
         needs=("entropy",),
         formula="entropy < 0.2 × the first 2 rows' in 3 rows running",
         means="The policy says one thing only and explores no more.",
@@ -402,7 +415,7 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         id="entropy-explodes",
-        stages=ROLLOUTS,
+        stages=POLICY,
         needs=("entropy",),
         formula="entropy > 2 × the first 2 rows' in 3 rows running",
         means="The policy forgets its language.",
@@ -412,7 +425,7 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         id="critic-harms",
-        stages=ROLLOUTS,
+        stages=POLICY,
         needs=("explained_variance",),
         formula="from the 8th row on, mean of the last 5 < −0.5, or all of them within 0.03 of 0",
         means="Its advantages add noise to the reward, or nothing.",
@@ -422,7 +435,7 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         id="cut-off",
-        stages=ROLLOUTS,
+        stages=POLICY,
         needs=("eos_rate",),
         formula="eos_rate < 0.5 in 3 rows running",
         means="Most completions are cut off before they end, so the reward reads halves.",
@@ -432,7 +445,7 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         id="length-drifts",
-        stages=ROLLOUTS,
+        stages=POLICY,
         needs=("completion_tokens",),
         formula="completion_tokens < 0.4 or > 2 × the first 2 rows' in 3 rows running",
         means="Length may be what the reward pays for.",
@@ -442,7 +455,7 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         id="no-spread",
-        stages=ROLLOUTS,
+        stages=POLICY,
         needs=("without_spread|reward_se",),
         formula="without_spread > 0.9, or reward_se = 0, in 3 rows running",
         means="All completions of a prompt score alike, so there is nothing to learn.",
@@ -456,7 +469,7 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         id="rewards-fail",
-        stages=ROLLOUTS,
+        stages=POLICY,
         needs=("reward_failures",),
         formula="reward_failures > 0.1 in 3 rows running",
         means="A reward answers too seldom, and what fails may not be random.",
@@ -466,21 +479,17 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         id="same-answers",
-        stages=ROLLOUTS,
+        stages=POLICY,
         needs=("repeated",),
         formula="repeated > 0.5 and 2 × the first 2 rows' in 3 rows running",
         means="Different prompts get the same answer.",
         remedy="Raise policy.kl.coef, lower the rate; read samples.jsonl.",
         source="TRL #204",
-        saw=lambda history: (
-            _last_all("repeated", 3, lambda v: v > 0.5, "Prompts share their answers")(history)
-            if _against_start("repeated", 3, 0.0, 2.0, "")(history) or _never_at_first(history)
-            else ""
-        ),
+        saw=_same_answers,
     ),
     Rule(
         id="over-optimised",
-        stages=ROLLOUTS,
+        stages=POLICY,
         needs=("reward", "gold"),
         formula="after 12 rows gold's last fifth lies 3 standard errors and a tenth of its gain "
         "below its best fifth, and the reward higher",
@@ -502,8 +511,3 @@ RULES: tuple[Rule, ...] = (
     ),
 )
 """In the order in which they are read."""
-
-
-def _never_at_first(history: History) -> bool:
-    values = history.values("repeated")
-    return len(values) >= 5 and fmean(values[:2]) == 0

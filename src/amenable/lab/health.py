@@ -12,7 +12,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -101,11 +101,11 @@ class Outcome:
         return self.at is not None and self.at < 0.5
 
 
-@contextmanager
-def _sampler_stands_still() -> Iterator[None]:
+def _sampler_stands_still() -> AbstractContextManager[None]:
     """Roll-outs come from the weights that the stage began with."""
     from copy import deepcopy
 
+    from amenable.lab.recording import replaced
     from amenable.rollout.transformers_engine import RolloutCopy
 
     make = RolloutCopy.__init__
@@ -113,13 +113,9 @@ def _sampler_stands_still() -> Iterator[None]:
     def init(self: RolloutCopy, *arguments: Any, **named: Any) -> None:
         make(self, *arguments, **named)
         self.model = deepcopy(self.model)
-        self._merged = True
+        self._merged = True  # the engine then asks the copy, which nothing updates
 
-    RolloutCopy.__init__ = init  # type: ignore[method-assign]
-    try:
-        yield
-    finally:
-        RolloutCopy.__init__ = make  # type: ignore[method-assign]
+    return replaced(RolloutCopy, "__init__", init)
 
 
 def one_for_all(prompts: Sequence[str], completions: Sequence[str], rows: Any) -> list[float]:
@@ -351,12 +347,13 @@ class _Chain:
 
         settings: dict[str, Any] = {"policy.algorithm": self._algorithm, **_SFT, **_REWARD}
         settings |= _DPO if self._algorithm == "dpo" else _POLICY
-        rewards, broken = "", nullcontext
+        rewards = ""
+        broken: Callable[[], AbstractContextManager[None]] = nullcontext
         if has_fault and self._fault is not None:
             if self._fault.settings.get("policy.algorithm") == "dpo":
                 settings = {**_SFT, **_REWARD}
             settings |= self._fault.settings
-            rewards, broken = self._fault.rewards, self._fault.broken  # type: ignore[assignment]
+            rewards, broken = self._fault.rewards, self._fault.broken
         watch = OnlineWatch(stage, HealthConfig(), lambda line: None)
         context = self._world.context("run", stage, settings, watch, rewards)
         try:

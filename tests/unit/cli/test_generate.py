@@ -99,8 +99,8 @@ def test_a_stopped_command_goes_on_and_another_one_begins_anew(
     monkeypatch.setattr(module, "_BETWEEN_WRITES", 2)
     make, made = module.complete, []
 
-    def stopped(*given: object):  # type: ignore[no-untyped-def]
-        for number, row in enumerate(make(*given)):  # type: ignore[arg-type]
+    def stopped(*given: object):
+        for number, row in enumerate(make(*given)):
             if number == 5:
                 raise KeyboardInterrupt
             made.append(row["id"])

@@ -17,19 +17,19 @@ def test_the_fit_is_that_of_scipy(shape: str) -> None:
     d = np.sqrt(generator.uniform(0.01, 12, 40))
     bend = np.log if shape == "rl" else lambda x: x
 
-    def curve(x, start, a, b):  # type: ignore[no-untyped-def]
+    def curve(x, start, a, b):
         return start + x * (a - b * bend(x))
 
     y = curve(d, 0.3, 1.1, 0.4) + generator.normal(0, 0.05, 40)
     wanted, _ = curve_fit(curve, d, y, p0=(0.0, 1.0, 1.0))
-    found = fit_gold(d.tolist(), y.tolist(), shape)  # type: ignore[arg-type]
+    found = fit_gold(d.tolist(), y.tolist(), shape)
     assert found is not None
     assert [found.start, found.a, found.b] == pytest.approx(wanted.tolist(), abs=1e-6)
 
 
 @pytest.mark.parametrize("shape", ["rl", "best-of-n"])
 def test_nothing_lies_above_the_turning_point(shape: str) -> None:
-    curve = GoldCurve(shape, 0.2, 1.3, 0.5)  # type: ignore[arg-type]
+    curve = GoldCurve(shape, 0.2, 1.3, 0.5)
     assert curve.turning_point is not None
     top = curve.at(curve.turning_point)
     assert top > curve.at(0.0)

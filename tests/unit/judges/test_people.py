@@ -28,13 +28,13 @@ def pairs(count: int, better: str = "good") -> list[Pair]:
 
 
 @pytest.fixture
-def store(tmp_path: Path):  # type: ignore[no-untyped-def]
+def store(tmp_path: Path):
     store = ReplyStore(tmp_path / "replies.sqlite")
     yield store
     store.close()
 
 
-def ask(sheet: Path, store: ReplyStore, asked: list[Pair]):  # type: ignore[no-untyped-def]
+def ask(sheet: Path, store: ReplyStore, asked: list[Pair]):
     return ask_both_orders(SheetJudge(sheet), asked, store)
 
 

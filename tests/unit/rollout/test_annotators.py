@@ -80,7 +80,7 @@ def test_a_tie_in_one_order_is_a_doubt(
         service.texts = ["Verdict: tie", "Verdict: A"]
         ctx = judged(make_context, tmp_path, service, collect__doubtful=doubtful)
         annotator = open_annotator(ctx)
-        annotator._judge._concurrency = 1  # type: ignore[attr-defined]
+        annotator._judge._concurrency = 1
         path = tmp_path / "pairs.jsonl"
         collect.write_choices(path, annotator, shown(("a", "b")))
     rows = list(read_jsonl(path))
