@@ -161,9 +161,10 @@ def _rows(path: Path) -> list[Json]:
         return _tensorboard(path)
     if not path.is_file():
         raise UsageError(f"{path}: no such file or folder")
-    if path.suffix == ".json":
-        return _trainer_state(path)
-    return _json_lines(path)
+    rows = _trainer_state(path) if path.suffix == ".json" else list(_json_lines(path))
+    if not rows:
+        raise UsageError(f"{path}: the log has no rows yet")
+    return rows
 
 
 def _trainer_state(path: Path) -> list[Json]:
@@ -174,11 +175,7 @@ def _trainer_state(path: Path) -> list[Json]:
     return [row for row in rows if isinstance(row, dict)]
 
 
-def _json_lines(path: Path) -> list[Json]:
-    return list(_read_json_lines(path))
-
-
-def _read_json_lines(path: Path) -> Iterator[Json]:
+def _json_lines(path: Path) -> Iterator[Json]:
     with path.open(encoding="utf-8") as file:
         for number, line in enumerate(file, 1):
             if not line.strip():

@@ -104,6 +104,9 @@ def test_faulty_logs_are_refused(tmp_path: Path) -> None:
         open_logs(broken)
     with pytest.raises(UsageError, match="no such file"):
         open_logs(tmp_path / "nothing.jsonl")
+    (tmp_path / "empty.jsonl").write_text("")
+    with pytest.raises(UsageError, match="no rows yet"):
+        open_logs(tmp_path / "empty.jsonl")
     state = tmp_path / "trainer_state.json"
     state.write_text("{}")
     with pytest.raises(DataError, match="log_history"):
