@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import sys
+import threading
+import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -74,9 +78,9 @@ def check(
     """
     from amenable.data.reading.check import check_files
 
-    _end_cleanly()
     source = _source(files, kind, format_name, reader, column)
-    report = check_files(source, _kind(kind), max_errors=max_errors, fix=fix)
+    with _sigterm_cleans_up():
+        report = check_files(source, _kind(kind), max_errors=max_errors, fix=fix)
     if not as_json:
         typer.echo("\n".join(report.lines()))
     told = report.as_json()
@@ -109,10 +113,9 @@ def convert(
     from amenable.data.reading.convert import convert as convert_rows
     from amenable.data.reading.convert import lines
 
-    _end_cleanly()
-    report = convert_rows(
-        _source([file], kind, format_name, reader, column), to, out, kind=_kind(kind), force=force
-    )
+    source = _source([file], kind, format_name, reader, column)
+    with _sigterm_cleans_up():
+        report = convert_rows(source, to, out, kind=_kind(kind), force=force)
     if as_json:
         _print_json(report)
     else:
@@ -192,9 +195,38 @@ def formats(as_json: AsJson = False) -> None:
         typer.echo(f"    reads {_listed(row['reads'])}; writes {_listed(row['writes'])}")
 
 
-def _end_cleanly() -> None:
-    """Lets a SIGTERM end the command as an error does: what is half-written is removed."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+@contextmanager
+def _sigterm_cleans_up() -> Iterator[None]:
+    """Lets a SIGTERM end the command as an error does: what is half-written is removed.
+
+    Python runs a handler between two of its instructions. A signal that comes just before the
+    process begins to wait for a pipe would be seen when the pipe next gives something, perhaps
+    never. So a thread, which the signal wakes, sends it again until the handler has run.
+    """
+    main = threading.get_ident()
+    signals, wakes = os.pipe()
+    os.set_blocking(wakes, False)
+
+    def end(*_: object) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # once is enough, and cleaning up takes time
+        sys.exit(128 + signal.SIGTERM)
+
+    def insist() -> None:
+        while number := os.read(signals, 1):
+            while number[0] == signal.SIGTERM and signal.getsignal(signal.SIGTERM) is end:
+                signal.pthread_kill(main, signal.SIGTERM)
+                time.sleep(0.1)
+        os.close(signals)
+
+    before = signal.signal(signal.SIGTERM, end)
+    woken_before = signal.set_wakeup_fd(wakes)
+    threading.Thread(target=insist, daemon=True).start()
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(woken_before)
+        signal.signal(signal.SIGTERM, before)
+        os.close(wakes)  # which ends the thread
 
 
 def _listed(names: object) -> str:

@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from amenable.cli import data
 from amenable.cli import main as cli
 from amenable.errors import DataError
 
@@ -270,13 +272,14 @@ def test_a_terminated_command_leaves_nothing(command: str, tmp_path: Path) -> No
     os.mkfifo(pipe)
     words = ["--fix", str(out)] if command == "check" else [str(out), "--to", "trl"]
     kind = ["--as", "preferences"]
+    command_line = [sys.executable, "-m", "amenable", "data", command, str(pipe), *words, *kind]
     started = subprocess.Popen(
-        [sys.executable, "-m", "amenable", "data", command, str(pipe), *words, *kind],
+        command_line,
         env={**os.environ, "PYTHONPATH": str(Path(cli.__file__).parents[2])},
         stderr=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
     )
-    with pipe.open("w") as file:
+    with started, pipe.open("w") as file:
         file.write(f"{json.dumps(PAIR)}\n")
         file.flush()
         for _ in range(200):
@@ -287,3 +290,25 @@ def test_a_terminated_command_leaves_nothing(command: str, tmp_path: Path) -> No
         started.send_signal(signal.SIGTERM)
         assert started.wait(20) == 128 + signal.SIGTERM
     assert list(tmp_path.iterdir()) == [pipe]
+
+
+def test_a_signal_that_does_not_interrupt_a_read_ends_it_all_the_same() -> None:
+    """It lands on another thread here, as it may land just before a read begins."""
+    empty, end = os.pipe()
+
+    def terminate_elsewhere() -> None:
+        time.sleep(0.2)
+        signal.pthread_kill(threading.get_ident(), signal.SIGTERM)
+
+    give_up = threading.Timer(10, os.write, (end, b"late"))
+    give_up.start()
+    threading.Thread(target=terminate_elsewhere).start()
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit) as ended, data._sigterm_cleans_up():
+        os.read(empty, 4)
+    assert not give_up.finished.is_set(), "the read ended by itself"
+    give_up.cancel()
+    os.close(empty)
+    os.close(end)
+    assert ended.value.code == 128 + signal.SIGTERM
+    assert signal.getsignal(signal.SIGTERM) == before
