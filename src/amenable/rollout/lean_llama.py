@@ -70,7 +70,7 @@ class LeanLlama:
         self._layers = [_Layer(layer, dtype) for layer in trunk.layers]
         self._size = size = trunk.layers[0].self_attn.head_dim
         self.cache_shape = CacheShape(
-            len(self._layers), config.num_key_value_heads, size, model.device
+            len(self._layers), config.num_key_value_heads, size, model.device, dtype
         )
 
     def prefill(

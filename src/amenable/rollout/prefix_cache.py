@@ -3,9 +3,10 @@
 Prompts of like length stand together, so that little padding is read. Where a prompt has several
 samples its keys and values are held once, and every sample has room of its own for the tokens
 behind it; where each has one, that room is behind the prompt's. A step's attention is the softmax
-over all of it together, so that nothing is approximated. Keys and values are kept in float32: in
-bfloat16 the scores themselves would be rounded, which fused attention does not do, and on a CPU
-every length would leave a compiled kernel behind (`projection.filling`).
+over all of it together, so that nothing is approximated. Keys and values are kept in the precision
+that made them and read through one float32 buffer, which stays in the processor's cache: half the
+bytes come from memory, no score is rounded, and no length leaves a compiled kernel behind
+(`projection.filling`).
 
 Shapes: P prompts, the longest of T tokens, B sequences, H key-value heads, G query heads of each,
 D head size, C tokens of the longest completion.
@@ -38,6 +39,7 @@ class CacheShape(NamedTuple):
     heads: int
     size: int
     device: torch.device
+    dtype: torch.dtype
 
 
 class PrefixCache(Cache):
@@ -57,6 +59,7 @@ class PrefixCache(Cache):
         self._groups: list[_Group] = []
         self._places: list[tuple[int, int]] = []
         self._layer = -1
+        self._buffer = _Buffer()
         start = 0
         for end in _ends(lengths, shape):
             mine = prompts[(prompts >= start) & (prompts < end)] - start
@@ -106,7 +109,10 @@ class PrefixCache(Cache):
         heads = self._groups[0].values[0].shape[1]
         grouped = query.float().unflatten(1, (heads, -1)) * scaling
         with torch.autocast(query.device.type, enabled=False):
-            parts = [g.attend(self._layer, grouped[start:end]) for start, end, g in self._spans()]
+            parts = [
+                group.attend(self._layer, grouped[start:end], self._buffer)
+                for start, end, group in self._spans()
+            ]
         found = parts[0] if len(parts) == 1 else torch.cat(parts)
         return found.flatten(1, 2)
 
@@ -121,7 +127,7 @@ class PrefixCache(Cache):
 
 def _ends(lengths: Sequence[int], shape: CacheShape) -> Iterator[int]:
     """The prompt behind the last of each group: padding costs less than a group of its own."""
-    token = 2 * shape.heads * shape.size * torch.float32.itemsize
+    token = 2 * shape.heads * shape.size * shape.dtype.itemsize
     padding, first = 0, 0
     for place, length in enumerate(lengths):
         padding += lengths[first] - length
@@ -129,6 +135,21 @@ def _ends(lengths: Sequence[int], shape: CacheShape) -> Iterator[int]:
             yield place
             padding, first = 0, place
     yield len(lengths)
+
+
+class _Buffer:
+    """Room in which tensors are read as float32, one at a time."""
+
+    def __init__(self) -> None:
+        self._room = torch.empty(0)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """`x` in float32, until the next call."""
+        if x.dtype is torch.float32:
+            return x
+        if self._room.numel() < x.numel():
+            self._room = torch.empty(x.numel(), device=x.device)
+        return self._room[: x.numel()].view(x.shape).copy_(x)
 
 
 @dataclass
@@ -156,7 +177,10 @@ class _Group:
 
         def rows(number: int, tokens: int) -> list[Tensor]:
             size = (number, shape.heads, tokens, shape.size)
-            return [torch.zeros(size, device=shape.device) for _ in range(shape.layers)]
+            return [
+                torch.zeros(size, device=shape.device, dtype=shape.dtype)
+                for _ in range(shape.layers)
+            ]
 
         return cls(
             keys=rows(count, width + room * alone),
@@ -215,22 +239,22 @@ class _Group:
             self.own_keys[layer][:, :, place] = key
             self.own_values[layer][:, :, place] = value
 
-    def attend(self, layer: int, query: Tensor) -> Tensor:
+    def attend(self, layer: int, query: Tensor, read: _Buffer) -> Tensor:
         """[B, H, G, D] of scaled queries [B, H, G, D] over prompt and own tokens together."""
         if self._alone:
             seen = self.width + self.length
-            scores = query @ self.keys[layer][:, :, :seen].transpose(-1, -2)
+            scores = query @ read(self.keys[layer][:, :, :seen]).transpose(-1, -2)
             if self._padded:
                 scores[..., : self.width] += self.hidden
-            return scores.softmax(-1) @ self.values[layer][:, :, :seen]
-        behind = self._to_prompts(query) @ self.keys[layer].transpose(-1, -2)
+            return scores.softmax(-1) @ read(self.values[layer][:, :, :seen])
+        behind = self._to_prompts(query) @ read(self.keys[layer]).transpose(-1, -2)
         if self._padded:
             behind += self.hidden
-        own = query @ self.own_keys[layer][:, :, : self.length].transpose(-1, -2)
+        own = query @ read(self.own_keys[layer][:, :, : self.length]).transpose(-1, -2)
         weights = torch.cat([self._to_rows(behind), own], -1).softmax(-1)
         before, after = weights.split([self.width, self.length], -1)
-        found: Tensor = after @ self.own_values[layer][:, :, : self.length]
-        return found + self._to_rows(self._to_prompts(before) @ self.values[layer])
+        found: Tensor = after @ read(self.own_values[layer][:, :, : self.length])
+        return found + self._to_rows(self._to_prompts(before) @ read(self.values[layer]))
 
     def _to_prompts(self, rows: Tensor) -> Tensor:
         """[B, H, G, n] to [P, H, K G, n]: the samples of a prompt side by side, K at the most."""

@@ -233,7 +233,7 @@ class _Encoded(NamedTuple):
         """As a prefix cache has it."""
         layers = cast(Any, self.cache).layers
         keys = layers[0].keys
-        return CacheShape(len(layers), keys.shape[1], keys.shape[3], keys.device)
+        return CacheShape(len(layers), keys.shape[1], keys.shape[3], keys.device, keys.dtype)
 
     def of_prompt(self, row: int, length: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Keys and values [H, length, D] of each layer."""
