@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from amenable.models.packed_attention import attends_plainly
 from amenable.rollout import lean_llama, prefix_cache, transformers_engine
-from amenable.rollout.prefix_cache import PrefixCache
+from amenable.rollout.prefix_cache import CacheShape, PrefixCache
 from amenable.rollout.transformers_engine import Decoding, TransformersEngine
 
 SIZES = {
@@ -188,3 +188,35 @@ def test_other_kinds_of_attention_keep_their_own_cache(
     assert not attends_plainly(model)
     assert not isinstance(opened(model)[1].cache, PrefixCache)
     assert attends_plainly(random_model("Mistral", sliding_window=None))
+
+
+@pytest.mark.parametrize("samples", [[0, 1, 2], [0, 0, 1, 2, 2, 2]])
+@pytest.mark.parametrize("bytes_of_a_group", [0, 1_000_000])
+def test_bfloat16_keys_are_read_in_float32(
+    monkeypatch: pytest.MonkeyPatch, samples: list[int], bytes_of_a_group: int
+) -> None:
+    """The same as a float32 cache of the same rounded numbers: no score is rounded again."""
+    monkeypatch.setattr(prefix_cache, "_GROUP_BYTES", bytes_of_a_group)
+    draw = torch.Generator().manual_seed(0)
+    lengths, device = [9, 7, 3], torch.device("cpu")
+    caches = [
+        PrefixCache(lengths, torch.tensor(samples), 4, CacheShape(2, 2, 8, device, dtype))
+        for dtype in (torch.bfloat16, torch.float32)
+    ]
+
+    def rounded(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=draw).bfloat16().float()
+
+    for prompt, length in enumerate(lengths):
+        for layer in range(2):
+            keys, values = rounded(2, length, 8), rounded(2, length, 8)
+            for cache in caches:
+                cache.fill(prompt, layer, keys, values)
+    for _ in range(3):
+        for layer in range(2):
+            keys, values = (rounded(len(samples), 2, 8) for _ in range(2))
+            query = torch.randn((len(samples), 6, 8), generator=draw)
+            half, full = (
+                (cache.write(layer, keys, values), cache.attend(query, 0.3))[1] for cache in caches
+            )
+            torch.testing.assert_close(half, full, rtol=1e-5, atol=1e-6)
