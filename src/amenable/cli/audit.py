@@ -92,11 +92,10 @@ def _rows(people: Sequence[Preference], looks: Sequence[Look]) -> Iterator[tuple
     """The rows with a valid verdict in both orders."""
     from amenable.data.content.agreement import pair_key
     from amenable.data.schemas import Choice
-    from amenable.evaluate.both_orders import Call, Orders
+    from amenable.evaluate.both_orders import Orders
     from amenable.evaluate.judge_audit import Row
 
-    calls = [Call(look.pair.prompt.id, look.swapped, look.reply.verdict) for look in looks]
-    orders = Orders.of(calls)
+    orders = Orders.of(looks)
     scores = dict(zip(orders.prompts, orders.scores.tolist(), strict=True))
     for row in people:
         if row.prompt.id in scores:

@@ -128,7 +128,7 @@ class JudgeAnnotator:
         Raises:
             StageError: it answered nothing at all.
         """
-        from amenable.evaluate.both_orders import Call, Orders
+        from amenable.evaluate.both_orders import Orders
         from amenable.judges.asking import Pair, ask_both_orders
         from amenable.judges.store import ReplyStore
 
@@ -136,10 +136,7 @@ class JudgeAnnotator:
         track = self._ctx.progress.track(2 * len(pairs), f"collect: {self._judge.name}")
         with closing(ReplyStore(self._ctx.folder.root / "replies.sqlite")) as store, track as bar:
             asked = ask_both_orders(self._judge, pairs, store, bar.advance)
-        calls = [
-            Call(look.pair.prompt.id, look.swapped, look.reply.verdict) for look in asked.looks
-        ]
-        orders = Orders.of(calls)
+        orders = Orders.of(asked.looks)
         leaning = dict(zip(orders.prompts, orders.scores.tolist(), strict=True))
         self._asked += len(pairs)
         self._unanswered += len(asked.unanswered)
