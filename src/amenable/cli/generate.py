@@ -68,12 +68,13 @@ def generate(
     """
     import json
 
+    from amenable.evaluate.systems import model_source
     from amenable.pipeline.preflight import silence_libraries
 
     silence_libraries()
     asked = _sharded(_prompts(prompts or (), file or ()), shard)
     source = model_source(model)
-    recipe = recipe_of(source, max_new_tokens)
+    recipe = _recipe_of(source, max_new_tokens)
     sampling = {"temperature": temperature, "top_p": top_p, "top_k": top_k}
     if out is not None:
         _to_file(out, source, asked, recipe, sampling, seed, shape)
@@ -154,15 +155,7 @@ def _prompts(texts: Sequence[str], files: Sequence[str]) -> list[Prompt]:
     return [*typed, *(read_prompts(files) if files else ())]
 
 
-def model_source(model: str) -> Path | str:
-    """The folder or hub id; of a run folder, its tuned model."""
-    from amenable.models.pull import resolve_base
-
-    tuned = Path(model) / "models" / "tuned"
-    return resolve_base(str(tuned) if tuned.is_dir() else model)
-
-
-def recipe_of(source: Path | str, max_new_tokens: int | None) -> Recipe:
+def _recipe_of(source: Path | str, max_new_tokens: int | None) -> Recipe:
     """The recipe of the run that the model belongs to, or the defaults."""
     from dataclasses import replace
 
@@ -182,40 +175,11 @@ def complete(
     seed: int,
 ) -> Iterator[dict[str, Any]]:
     """Yields one row a prompt: id, input_text, completion, tokens, ended."""
-    from amenable.artifacts import Progress
-    from amenable.data.render import Renderer
-    from amenable.models.load import eos_ids, load_causal_lm, load_tokenizer, resolve_dtype
-    from amenable.rollout.transformers_engine import TransformersEngine
-    from amenable.rollout.types import Request, Sampling
+    from amenable.evaluate.generate import Completer
+    from amenable.rollout.types import Sampling
 
     options = Sampling(max_new_tokens=recipe.data.max_completion_tokens, **sampling)
-    tokenizer = load_tokenizer(source)
-    ends = eos_ids(source, tokenizer)
-    renderer = Renderer.from_recipe(recipe, tokenizer, ends)
-    dtype = resolve_dtype(recipe.model.dtype)
-    engine = TransformersEngine(
-        load_causal_lm(source, dtype),
-        eos_ids=ends,
-        pad_id=renderer.pad_id,
-        dtype=dtype,
-        batch_size=recipe.evaluate.batch_size,
-    )
-    with Progress().track(len(prompts), "generate") as tracker:
-        for start in range(0, len(prompts), _BETWEEN_WRITES):
-            some = prompts[start : start + _BETWEEN_WRITES]
-            requests = [
-                Request(prompt_ids=tuple(renderer.prompt_ids(prompt)), key=(seed, 0, prompt.id, 0))
-                for prompt in some
-            ]
-            rollouts = engine.generate(requests, options, lambda n: tracker.advance(n))
-            for prompt, rollout in zip(some, rollouts, strict=True):
-                yield {
-                    "id": prompt.id,
-                    "input_text": prompt.text,
-                    "completion": renderer.completion_text(rollout.completion_ids),
-                    "tokens": len(rollout.completion_ids),
-                    "ended": rollout.ended,
-                }
+    yield from Completer(source, recipe).complete(prompts, options, seed)
 
 
 def _shown(row: dict[str, Any], *, alone: bool) -> str:

@@ -13,6 +13,7 @@ pytest.importorskip("torch")
 
 from amenable.artifacts import read_jsonl
 from amenable.cli import main as cli
+from amenable.models import load as loading
 
 from ..judges.chat_service import ChatService  # noqa: TID252 - the tests are no package
 
@@ -210,6 +211,21 @@ def test_people_judge_by_a_sheet(
     assert (found["wins"], found["ties"], found["losses"]) == (11, 1, 0)
 
 
+def test_one_sheet_holds_all_pairs_of_systems(
+    files: dict[str, str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    words = (*files.values(), "--judge", "people", "--out", str(tmp_path / "out"))
+    assert compare(monkeypatch, *words) == 1
+    assert "sheet.csv waits for people: 36 pairs" in capsys.readouterr().err
+    with (tmp_path / "out" / "sheet.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    sides = [{row["A"], row["B"]} for row in rows]
+    assert [sides.count(pair) for pair in ({"a", "aa"}, {"a", "aaa"}, {"aa", "aaa"})] == [12] * 3
+
+
 def test_an_audit_corrects_the_win_rate(
     files: dict[str, str],
     tmp_path: Path,
@@ -264,7 +280,12 @@ def test_models_are_also_sampled_for_their_diversity(
     )
     words = (f"model={tiny}", f"ready={prompts}", "--prompts", str(prompts), "--json")
     judge = ("--judge", f"{scorer}:length", "--out", str(tmp_path / "out"))
+    load, loaded = loading.load_causal_lm, []
+    monkeypatch.setattr(
+        loading, "load_causal_lm", lambda *given: loaded.append(given) or load(*given)
+    )
     assert compare(monkeypatch, *words, *judge) == 0
+    assert len(loaded) == 1, "one loading for both temperatures"
     found = json.loads(capsys.readouterr().out)["diversity"]
     assert list(found) == ["model"]
     assert set(found["model"]) == {"distinct_1", "distinct_2", "distinct_3", "duplicates"}
