@@ -71,6 +71,24 @@ class Orders:
         return cls(tuple(whole), table, tuple(prompt for prompt in sums if prompt not in kept))
 
 
+def confidences(looks: Sequence[Look], prompts: Sequence[str]) -> Floats:
+    """[n, 2] probability that a judge gives to b, where a was shown first and where b was.
+
+    The mean of several looks in one order; NaN where it told none beside a valid verdict.
+
+    Args:
+        looks: of one judge at one pair of systems.
+        prompts: [n] ids, as those of `Orders`.
+    """
+    sums = {(prompt, swapped): np.zeros(2) for prompt in prompts for swapped in (False, True)}
+    for look in looks:
+        first, place = look.reply.confidence, (look.pair.prompt.id, look.swapped)
+        if first is not None and look.reply.verdict is not Verdict.INVALID and place in sums:
+            sums[place] += (first if look.swapped else 1 - first, 1)
+    told = [total / count if count else np.nan for total, count in sums.values()]
+    return np.asarray(told, dtype=np.float64).reshape(-1, 2)
+
+
 def judge_bias(
     orders: Orders, lengths_a: Mapping[str, float], lengths_b: Mapping[str, float]
 ) -> dict[str, Any]:

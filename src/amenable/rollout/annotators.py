@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
 
 from amenable.artifacts import read_json
 from amenable.data.annotator import SimulatedAnnotator
@@ -18,6 +21,10 @@ if TYPE_CHECKING:
 
 Shown = tuple[Prompt, str, str]
 """A prompt with two texts that differ."""
+
+JUDGE_CONFIDENCE = "judge_confidence"
+"""Key of a row's meta: probabilities of the chosen text, where candidate_0 was shown first and
+where candidate_1 was; null: the judge told none."""
 
 
 class Annotator(Protocol):
@@ -128,7 +135,7 @@ class JudgeAnnotator:
         Raises:
             StageError: it answered nothing at all.
         """
-        from amenable.evaluate.both_orders import Orders
+        from amenable.evaluate.both_orders import Orders, confidences
         from amenable.judges.asking import Pair, ask_both_orders
         from amenable.judges.store import ReplyStore
 
@@ -137,12 +144,19 @@ class JudgeAnnotator:
         with closing(ReplyStore(self._ctx.folder.root / "replies.sqlite")) as store, track as bar:
             asked = ask_both_orders(self._judge, pairs, store, bar.advance)
         orders = Orders.of(asked.looks)
-        leaning = dict(zip(orders.prompts, orders.scores.tolist(), strict=True))
+        told = confidences(asked.looks, orders.prompts)
+        scores = orders.by_order
+        if self._config.doubtful == "confidence":
+            scores = np.where(np.isnan(told), scores, told)
+        table = zip(orders.prompts, scores.mean(1).tolist(), told.tolist(), strict=True)
+        found = {name: (leaning, of_second) for name, leaning, of_second in table}
         self._asked += len(pairs)
         self._unanswered += len(asked.unanswered)
         self._flips += int((abs(orders.by_order[:, 0] - orders.by_order[:, 1]) == 1).sum())
         return {
-            prompt.id: self._row(prompt, first, second, leaning.get(prompt.id))
+            prompt.id: self._row(prompt, first, second, *found[prompt.id])
+            if prompt.id in found
+            else None  # not both orders were answered
             for prompt, first, second in shown
         }
 
@@ -156,19 +170,31 @@ class JudgeAnnotator:
         }
 
     def _row(
-        self, prompt: Prompt, first: str, second: str, leaning: float | None
+        self, prompt: Prompt, first: str, second: str, leaning: float, told: Sequence[float]
     ) -> Preference | None:
-        """With `leaning` to the second from 0 to 1; None: not both orders were answered."""
-        if leaning is None or leaning == 0.5:
-            return None
+        """The choice, if there is one.
+
+        Args:
+            prompt: the prompt.
+            first: one text.
+            second: another.
+            leaning: to the second, from 0 to 1.
+            told: probability that the judge gives to the second, by order; NaN: it told none.
+        """
         sure = abs(2 * leaning - 1)
-        if self._config.doubtful == "drop" and sure < 1:
+        if sure == 0 or (self._config.doubtful == "drop" and sure < 1):
             return None
+        choice = Choice.SECOND if leaning > 0.5 else Choice.FIRST
+        asked = _without_judgement(prompt)
+        if not all(map(math.isnan, told)):
+            of_chosen = [p if choice is Choice.SECOND else 1 - p for p in told]
+            kept = [None if math.isnan(p) else p for p in of_chosen]
+            asked = replace(asked, meta={**asked.meta, JUDGE_CONFIDENCE: kept})
         return Preference(
-            prompt=_without_judgement(prompt),
+            prompt=asked,
             candidate_0=first,
             candidate_1=second,
-            choice=Choice.SECOND if leaning > 0.5 else Choice.FIRST,
+            choice=choice,
             weight=sure,
             annotator=self._judge.name,
         )
@@ -181,5 +207,6 @@ def _agreement(folder: Path) -> Mapping[str, Any]:
 
 def _without_judgement(prompt: Prompt) -> Prompt:
     """The prompt without what a file of preferences said of it: another pair is judged now."""
-    kept = {key: value for key, value in prompt.meta.items() if key not in PREFERENCE_KEYS}
+    judgement = PREFERENCE_KEYS | {JUDGE_CONFIDENCE}
+    kept = {key: value for key, value in prompt.meta.items() if key not in judgement}
     return replace(prompt, meta=kept)

@@ -10,7 +10,7 @@ import pytest
 from amenable.data.schemas import Message, Prompt, Speaker
 from amenable.errors import DataError
 from amenable.evaluate import statistics as S
-from amenable.evaluate.both_orders import Orders, holm, judge_bias, slices
+from amenable.evaluate.both_orders import Orders, confidences, holm, judge_bias, slices
 from amenable.judges import Reply, Verdict
 from amenable.judges.asking import Look, Pair
 
@@ -73,6 +73,22 @@ def test_bias_by_hand() -> None:
     assert found["longer_prompts"] == 2
     same = dict.fromkeys("pqr", 1.0)
     assert judge_bias(Orders.of(looks), same, same)["longer_wins"] is None
+
+
+def test_confidences_are_of_b_by_order() -> None:
+    """p: 0.9 for a, then 0.7 for b; q: two looks in one order, none told in the other."""
+    looks = [
+        Look(pair("q"), False, Reply(FIRST, confidence=0.8)),
+        Look(pair("q"), False, Reply(SECOND, confidence=0.4)),
+        Look(pair("q"), True, Reply(FIRST)),
+        Look(pair("q"), True, Reply(INVALID, confidence=0.9)),
+        Look(pair("p"), False, Reply(FIRST, confidence=0.9)),
+        Look(pair("p"), True, Reply(FIRST, confidence=0.7)),
+        Look(pair("r"), True, Reply(FIRST, confidence=0.7)),
+    ]
+    found = confidences(looks, ("p", "q"))
+    assert found == pytest.approx(np.array([[0.1, 0.7], [0.4, np.nan]]), nan_ok=True)
+    assert confidences(looks, ()).shape == (0, 2)
 
 
 def test_holm_equals_statsmodels() -> None:
