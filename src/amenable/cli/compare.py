@@ -73,12 +73,14 @@ def compare(
     """
     import json
 
+    from amenable.artifacts import RunFolder
     from amenable.errors import UsageError
     from amenable.evaluate import compare as comparison
     from amenable.evaluate.judge_audit import read_audits
     from amenable.evaluate.systems import named_systems
     from amenable.judges.opening import open_judges
     from amenable.judges.template import load_template
+    from amenable.pipeline.lock import run_lock
     from amenable.pipeline.preflight import silence_libraries
 
     silence_libraries()
@@ -88,13 +90,14 @@ def compare(
     chosen = load_template(template)
     settings = {"token_env": token_env, "concurrency": concurrency}
     asked, ready = comparison.read_inputs(named, prompts or [])
-    opened = open_judges(judges, judge_model, chosen, settings, out)
-    options = comparison.Options(seed, price, read_audits(audited or [], opened))
-    answers = comparison.answer(named, asked, ready, diversity=diversity, seed=seed)
-    comparison.write_completions(out, answers)
-    names = [system.name for system in named]
-    compared = comparison.judge_all(opened, names, answers, out, options)
-    comparison.write_results(out, compared)
+    with run_lock(RunFolder(out).lock_path, "folder"):
+        opened = open_judges(judges, judge_model, chosen, settings, out)
+        options = comparison.Options(seed, price, read_audits(audited or [], opened))
+        answers = comparison.answer(named, asked, ready, diversity=diversity, seed=seed)
+        comparison.write_completions(out, answers)
+        names = [system.name for system in named]
+        compared = comparison.judge_all(opened, names, answers, out, options)
+        comparison.write_results(out, compared)
     found = compared.result
     typer.echo(json.dumps(found, indent=2) if as_json else _shown(found, out))
     comparison.check_replies(found, out)

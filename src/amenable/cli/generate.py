@@ -123,22 +123,24 @@ def _to_file(
 
     from amenable.artifacts import Progress, append_jsonl, whole_rows, write_jsonl
     from amenable.config.load import recipe_to_dict
+    from amenable.pipeline.lock import file_lock
 
     asked = [(prompt.id, prompt.text) for prompt in prompts]
     told = [str(source), asked, recipe_to_dict(recipe), sampling, seed, str(shape)]
     head = {"of": hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()}
     part = out.with_name(f"{out.name}.part")
-    known = whole_rows(part)
-    if known[:1] == [head]:
-        Progress().say(f"generate: {len(known) - 1} of {len(prompts)} rows are there already")
-    else:
-        write_jsonl(part, [head])
-        known = [head]
-    rows = complete(source, prompts[len(known) - 1 :], recipe, sampling, seed)
-    while some := list(itertools.islice(rows, _BETWEEN_WRITES)):
-        append_jsonl(part, [_shaped(row, recipe, shape) for row in some])
-    write_jsonl(out, whole_rows(part)[1:])
-    part.unlink()
+    with file_lock(out):
+        known = whole_rows(part)
+        if known[:1] == [head]:
+            Progress().say(f"generate: {len(known) - 1} of {len(prompts)} rows are there already")
+        else:
+            write_jsonl(part, [head])
+            known = [head]
+        rows = complete(source, prompts[len(known) - 1 :], recipe, sampling, seed)
+        while some := list(itertools.islice(rows, _BETWEEN_WRITES)):
+            append_jsonl(part, [_shaped(row, recipe, shape) for row in some])
+        write_jsonl(out, whole_rows(part)[1:])
+        part.unlink()
 
 
 def _prompts(texts: Sequence[str], files: Sequence[str]) -> list[Prompt]:

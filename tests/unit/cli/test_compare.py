@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ pytest.importorskip("torch")
 from amenable.artifacts import read_jsonl
 from amenable.cli import main as cli
 from amenable.models import load as loading
+from amenable.pipeline.lock import run_lock
 
 from ..judges.chat_service import ChatService  # noqa: TID252 - the tests are no package
 
@@ -147,6 +149,25 @@ def test_a_judge_without_verdicts_fails_the_comparison(
         assert compare(monkeypatch, *words, "--out", str(tmp_path / "out")) == 1
     assert "no verdict in 12.5%" in capsys.readouterr().err
     assert (tmp_path / "out" / "comparison.json").exists()
+
+
+def test_a_second_command_on_the_same_folder_is_refused(
+    files: dict[str, str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    out = tmp_path / "out"
+    with ChatService() as service:
+        words = (files["base"], files["tuned"], "--judge", service.url, "--judge-model", "m")
+        with run_lock(out / ".lock"):
+            assert compare(monkeypatch, *words, "--out", str(out)) == 1
+            assert not service.asked
+            assert [path.name for path in out.iterdir()] == [".lock"]
+        told = capsys.readouterr().err
+        assert f"{out}: process {os.getpid()} on " in told
+        assert "is writing this folder; wait for it, stop it, or choose another folder" in told
+        assert compare(monkeypatch, *words, "--out", str(out)) == 0
 
 
 def test_judging_ready_completions_imports_no_torch(files: dict[str, str], tmp_path: Path) -> None:
