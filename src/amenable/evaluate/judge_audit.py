@@ -162,6 +162,16 @@ def corrected_win_rate(
     return value, Interval(max(0.0, value - half), min(1.0, value + half))
 
 
+def read_audit(folder: Path) -> dict[str, Any]:
+    """What `amenable audit` found of a judge.
+
+    Raises:
+        DataError: the folder has no audit.
+    """
+    found: dict[str, Any] = read_json(folder / "audit.json", _made_by(folder))
+    return found
+
+
 def read_audits(folders: Sequence[Path], judges: Sequence[Judge]) -> dict[str, list[Row]]:
     """Audited rows by judge, as `amenable audit` left them in these folders.
 
@@ -171,7 +181,7 @@ def read_audits(folders: Sequence[Path], judges: Sequence[Judge]) -> dict[str, l
     """
     found = {}
     for folder in folders:
-        about = read_json(folder / "audit.json")
+        about = read_audit(folder)
         judge = next((judge for judge in judges if judge.name == about["judge"]), None)
         if judge is None:
             raise UsageError(
@@ -182,8 +192,13 @@ def read_audits(folders: Sequence[Path], judges: Sequence[Judge]) -> dict[str, l
                 f"--audited {folder}: {judge.name} was asked another way (template, sampling or "
                 "service) than it is here; audit it as it judges"
             )
-        found[judge.name] = [Row(**row) for row in read_jsonl(folder / "audited.jsonl")]
+        rows = read_jsonl(folder / "audited.jsonl", _made_by(folder))
+        found[judge.name] = [Row(**row) for row in rows]
     return found
+
+
+def _made_by(folder: Path) -> str:
+    return f"make it with `amenable audit FILE --judge JUDGE --out {folder}`"
 
 
 def people(rows: Sequence[Row]) -> dict[str, Any]:

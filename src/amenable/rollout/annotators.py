@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from amenable.artifacts import read_json
 from amenable.data.annotator import SimulatedAnnotator
 from amenable.data.formats.native import PREFERENCE_KEYS
 from amenable.data.schemas import Choice, Preference, Prompt
@@ -99,6 +98,7 @@ class JudgeAnnotator:
     """
 
     def __init__(self, ctx: StageContext) -> None:
+        from amenable.evaluate.judge_audit import read_audit
         from amenable.judges.opening import open_judge
         from amenable.judges.template import load_template
 
@@ -112,7 +112,7 @@ class JudgeAnnotator:
             ctx.folder.root,
             key="collect.judge",
         )
-        self._agreement = _agreement(Path(config.judge_audit)) if config.judge_audit else None
+        self._agreement = read_audit(Path(config.judge_audit)) if config.judge_audit else None
         self._asked = self._unanswered = self._flips = 0
 
     def describe(self) -> str:
@@ -198,11 +198,6 @@ class JudgeAnnotator:
             weight=sure,
             annotator=self._judge.name,
         )
-
-
-def _agreement(folder: Path) -> Mapping[str, Any]:
-    found: Mapping[str, Any] = read_json(folder / "audit.json")
-    return found
 
 
 def _without_judgement(prompt: Prompt) -> Prompt:

@@ -114,6 +114,11 @@ def test_models_answer_and_judge(
         (("{base}", "smollm2-135m", "--judge", "{scorer}:f"), "name prompts with --prompts"),
         (("{base}", "{other}", "--judge", "{scorer}:f"), "other.jsonl: has no completion of"),
         (("{base}", "{empty}", "--judge", "{scorer}:f"), "a completion is missing"),
+        (
+            ("{base}", "{tuned}", "--judge", "{scorer}:f", "--audited", "nowhere"),
+            "nowhere/audit.json: no such file; make it with `amenable audit FILE --judge JUDGE "
+            "--out nowhere`",
+        ),
     ],
 )
 def test_what_cannot_be_compared_is_refused(

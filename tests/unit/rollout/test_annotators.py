@@ -249,7 +249,11 @@ def test_a_recipe_that_names_half_a_judge_is_refused(settings: list[str], messag
         ),
         (['collect.judge="./nowhere/model"'], "correct collect.judge"),
         (['collect.judge="nowhere.py:score"'], "collect.judge"),
-        (['collect.judge="tiny"', 'collect.judge_audit="nowhere"'], "nowhere/audit.json"),
+        (
+            ['collect.judge="tiny"', 'collect.judge_audit="nowhere"'],
+            "nowhere/audit.json: no such file; make it with `amenable audit FILE --judge JUDGE "
+            "--out nowhere`",
+        ),
     ],
 )
 def test_what_a_judge_lacks_is_told_before_anything_is_loaded(
