@@ -139,6 +139,8 @@ class JudgeAnnotator:
         from amenable.judges.asking import Pair, ask_both_orders
         from amenable.judges.store import ReplyStore
 
+        if not shown:
+            return {}
         pairs = [Pair(prompt, first, second) for prompt, first, second in shown]
         track = self._ctx.progress.track(2 * len(pairs), f"collect: {self._judge.name}")
         with closing(ReplyStore(self._ctx.folder.root / "replies.sqlite")) as store, track as bar:

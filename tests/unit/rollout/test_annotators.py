@@ -63,6 +63,7 @@ def test_pairs_are_chosen_in_both_orders_and_doubts_left_out(
         asked = sum(service.asked.values())
         again = open_annotator(judged(make_context, tmp_path, service))
         assert collect.write_choices(path, again, pairs) == 2
+        assert collect.write_choices(tmp_path / "none.jsonl", again, shown(("same", "same"))) == 0
         assert sum(service.asked.values()) == asked == 6, "nothing is asked twice"
     rows = read_preferences([path])
     assert [(row.prompt.id, row.choice) for row in rows] == [
