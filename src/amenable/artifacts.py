@@ -48,6 +48,8 @@ __all__ = [
 
 Json = dict[str, Any]
 
+_RUN_STAGE = "run the stage that makes it"
+
 _STORAGE_ADVICE = {
     errno.ENOSPC: ("the disk is full", "free some space and run again"),
     errno.EDQUOT: ("the disk quota is used up", "free some space and run again"),
@@ -123,8 +125,12 @@ def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     _write_lines(path, (_json_line(row) for row in rows))
 
 
-def read_json(path: Path) -> Any:
+def read_json(path: Path, remedy: str = _RUN_STAGE) -> Any:
     """The parsed JSON file.
+
+    Args:
+        path: of the file.
+        remedy: what to do where it is missing.
 
     Raises:
         DataError: it is missing or no JSON.
@@ -132,13 +138,17 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise DataError("no such file; run the stage that makes it", path=path) from error
+        raise DataError(f"no such file; {remedy}", path=path) from error
     except (OSError, ValueError) as error:
         raise DataError(f"not a readable JSON file ({error})", path=path) from error
 
 
-def read_jsonl(path: Path) -> Iterator[Json]:
+def read_jsonl(path: Path, remedy: str = _RUN_STAGE) -> Iterator[Json]:
     """Yields the object of each line that is not blank.
+
+    Args:
+        path: of the file.
+        remedy: what to do where it is missing.
 
     Raises:
         DataError: the file is missing, or a line holds no JSON object.
@@ -149,7 +159,7 @@ def read_jsonl(path: Path) -> Iterator[Json]:
                 if line.strip():
                     yield _parse_object(line, path, number)
     except FileNotFoundError as error:
-        raise DataError("no such file; run the stage that makes it", path=path) from error
+        raise DataError(f"no such file; {remedy}", path=path) from error
 
 
 @contextmanager

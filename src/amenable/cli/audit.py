@@ -50,7 +50,7 @@ def audit(
     import json
     from dataclasses import asdict
 
-    from amenable.artifacts import Progress, write_json, write_jsonl
+    from amenable.artifacts import Progress, RunFolder, write_json, write_jsonl
     from amenable.data.reading.readers import read_preferences
     from amenable.errors import StageError
     from amenable.evaluate import judge_audit
@@ -58,28 +58,30 @@ def audit(
     from amenable.judges.opening import open_judge
     from amenable.judges.store import ReplyStore
     from amenable.judges.template import load_template
+    from amenable.pipeline.lock import run_lock
     from amenable.pipeline.preflight import silence_libraries
 
     silence_libraries()
     settings = {"token_env": token_env, "concurrency": concurrency}
     chosen, people = load_template(template), read_preferences(files)
-    opened = open_judge(judge, judge_model, chosen, settings, out)
-    people = people[:rows] if rows else people
-    pairs = [Pair(row.prompt, row.candidate_0, row.candidate_1) for row in people]
-    track = Progress().track(2 * len(pairs), f"audit: {opened.name}")
-    with closing(ReplyStore(out / "replies.sqlite")) as store, track as tracker:
-        asked = ask_both_orders(opened, pairs, store, tracker.advance)
-    judged = list(_rows(people, asked.looks))
-    result = {
-        "judge": opened.name,
-        "identity": opened.identity,
-        **judge_audit.audit([row for _, row in judged], seed=seed),
-        "left_out": len(people) - len(judged),
-        "unanswered": len(asked.unanswered),
-    }
-    write_jsonl(out / "audited.jsonl", (asdict(row) for _, row in judged))
-    write_jsonl(out / "disagreements.jsonl", _disagreements(judged, asked.looks))
-    write_json(out / "audit.json", result)
+    with run_lock(RunFolder(out).lock_path, "folder"):
+        opened = open_judge(judge, judge_model, chosen, settings, out)
+        people = people[:rows] if rows else people
+        pairs = [Pair(row.prompt, row.candidate_0, row.candidate_1) for row in people]
+        track = Progress().track(2 * len(pairs), f"audit: {opened.name}")
+        with closing(ReplyStore(out / "replies.sqlite")) as store, track as tracker:
+            asked = ask_both_orders(opened, pairs, store, tracker.advance)
+        judged = list(_rows(people, asked.looks))
+        result = {
+            "judge": opened.name,
+            "identity": opened.identity,
+            **judge_audit.audit([row for _, row in judged], seed=seed),
+            "left_out": len(people) - len(judged),
+            "unanswered": len(asked.unanswered),
+        }
+        write_jsonl(out / "audited.jsonl", (asdict(row) for _, row in judged))
+        write_jsonl(out / "disagreements.jsonl", _disagreements(judged, asked.looks))
+        write_json(out / "audit.json", result)
     typer.echo(json.dumps(result, indent=2) if as_json else _shown(result, out))
     if asked.unanswered:
         raise StageError(
@@ -92,11 +94,10 @@ def _rows(people: Sequence[Preference], looks: Sequence[Look]) -> Iterator[tuple
     """The rows with a valid verdict in both orders."""
     from amenable.data.content.agreement import pair_key
     from amenable.data.schemas import Choice
-    from amenable.evaluate.both_orders import Call, Orders
+    from amenable.evaluate.both_orders import Orders
     from amenable.evaluate.judge_audit import Row
 
-    calls = [Call(look.pair.prompt.id, look.swapped, look.reply.verdict) for look in looks]
-    orders = Orders.of(calls)
+    orders = Orders.of(looks)
     scores = dict(zip(orders.prompts, orders.scores.tolist(), strict=True))
     for row in people:
         if row.prompt.id in scores:

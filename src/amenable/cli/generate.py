@@ -68,12 +68,13 @@ def generate(
     """
     import json
 
+    from amenable.evaluate.systems import model_source
     from amenable.pipeline.preflight import silence_libraries
 
     silence_libraries()
     asked = _sharded(_prompts(prompts or (), file or ()), shard)
     source = model_source(model)
-    recipe = recipe_of(source, max_new_tokens)
+    recipe = _recipe_of(source, max_new_tokens)
     sampling = {"temperature": temperature, "top_p": top_p, "top_k": top_k}
     if out is not None:
         _to_file(out, source, asked, recipe, sampling, seed, shape)
@@ -122,22 +123,24 @@ def _to_file(
 
     from amenable.artifacts import Progress, append_jsonl, whole_rows, write_jsonl
     from amenable.config.load import recipe_to_dict
+    from amenable.pipeline.lock import file_lock
 
     asked = [(prompt.id, prompt.text) for prompt in prompts]
     told = [str(source), asked, recipe_to_dict(recipe), sampling, seed, str(shape)]
     head = {"of": hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()}
     part = out.with_name(f"{out.name}.part")
-    known = whole_rows(part)
-    if known[:1] == [head]:
-        Progress().say(f"generate: {len(known) - 1} of {len(prompts)} rows are there already")
-    else:
-        write_jsonl(part, [head])
-        known = [head]
-    rows = complete(source, prompts[len(known) - 1 :], recipe, sampling, seed)
-    while some := list(itertools.islice(rows, _BETWEEN_WRITES)):
-        append_jsonl(part, [_shaped(row, recipe, shape) for row in some])
-    write_jsonl(out, whole_rows(part)[1:])
-    part.unlink()
+    with file_lock(out):
+        known = whole_rows(part)
+        if known[:1] == [head]:
+            Progress().say(f"generate: {len(known) - 1} of {len(prompts)} rows are there already")
+        else:
+            write_jsonl(part, [head])
+            known = [head]
+        rows = complete(source, prompts[len(known) - 1 :], recipe, sampling, seed)
+        while some := list(itertools.islice(rows, _BETWEEN_WRITES)):
+            append_jsonl(part, [_shaped(row, recipe, shape) for row in some])
+        write_jsonl(out, whole_rows(part)[1:])
+        part.unlink()
 
 
 def _prompts(texts: Sequence[str], files: Sequence[str]) -> list[Prompt]:
@@ -154,15 +157,7 @@ def _prompts(texts: Sequence[str], files: Sequence[str]) -> list[Prompt]:
     return [*typed, *(read_prompts(files) if files else ())]
 
 
-def model_source(model: str) -> Path | str:
-    """The folder or hub id; of a run folder, its tuned model."""
-    from amenable.models.pull import resolve_base
-
-    tuned = Path(model) / "models" / "tuned"
-    return resolve_base(str(tuned) if tuned.is_dir() else model)
-
-
-def recipe_of(source: Path | str, max_new_tokens: int | None) -> Recipe:
+def _recipe_of(source: Path | str, max_new_tokens: int | None) -> Recipe:
     """The recipe of the run that the model belongs to, or the defaults."""
     from dataclasses import replace
 
@@ -182,40 +177,11 @@ def complete(
     seed: int,
 ) -> Iterator[dict[str, Any]]:
     """Yields one row a prompt: id, input_text, completion, tokens, ended."""
-    from amenable.artifacts import Progress
-    from amenable.data.render import Renderer
-    from amenable.models.load import eos_ids, load_causal_lm, load_tokenizer, resolve_dtype
-    from amenable.rollout.transformers_engine import TransformersEngine
-    from amenable.rollout.types import Request, Sampling
+    from amenable.evaluate.generate import Completer
+    from amenable.rollout.types import Sampling
 
     options = Sampling(max_new_tokens=recipe.data.max_completion_tokens, **sampling)
-    tokenizer = load_tokenizer(source)
-    ends = eos_ids(source, tokenizer)
-    renderer = Renderer.from_recipe(recipe, tokenizer, ends)
-    dtype = resolve_dtype(recipe.model.dtype)
-    engine = TransformersEngine(
-        load_causal_lm(source, dtype),
-        eos_ids=ends,
-        pad_id=renderer.pad_id,
-        dtype=dtype,
-        batch_size=recipe.evaluate.batch_size,
-    )
-    with Progress().track(len(prompts), "generate") as tracker:
-        for start in range(0, len(prompts), _BETWEEN_WRITES):
-            some = prompts[start : start + _BETWEEN_WRITES]
-            requests = [
-                Request(prompt_ids=tuple(renderer.prompt_ids(prompt)), key=(seed, 0, prompt.id, 0))
-                for prompt in some
-            ]
-            rollouts = engine.generate(requests, options, lambda n: tracker.advance(n))
-            for prompt, rollout in zip(some, rollouts, strict=True):
-                yield {
-                    "id": prompt.id,
-                    "input_text": prompt.text,
-                    "completion": renderer.completion_text(rollout.completion_ids),
-                    "tokens": len(rollout.completion_ids),
-                    "ended": rollout.ended,
-                }
+    yield from Completer(source, recipe).complete(prompts, options, seed)
 
 
 def _shown(row: dict[str, Any], *, alone: bool) -> str:

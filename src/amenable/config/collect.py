@@ -51,9 +51,11 @@ class CollectConfig:
     judge_audit: str = ""
     """Folder of `amenable audit` of this judge: its agreement with people is told beside."""
 
-    doubtful: Literal["drop", "weight"] = "drop"
+    doubtful: Literal["drop", "weight", "confidence"] = "drop"
     """Pairs of which a judge does not say the same in both orders: `drop` leaves them out, `weight`
-    keeps those that lean to a side, with a weight of how far."""
+    keeps those that lean to a side, with a weight of how far. `confidence` weighs every pair so, by
+    the probability that the judge gives to each text; a judge that tells none is weighed by its
+    verdicts."""
 
     other: str = ""
     """A model that gives the second candidate; empty: a second sample of the first."""

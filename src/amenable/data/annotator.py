@@ -154,7 +154,7 @@ def reference_of(prompt: Prompt) -> str:
         raise DataError(
             f"prompt {prompt.id!r} has no author's line for the simulated annotator to compare "
             "with; give prompt rows an output_text, or name data.preferences and set "
-            'collect.annotator = "none"',
+            'collect.annotator = "none" (with a ready reward, that alone)',
             field="output_text",
         )
     return reference

@@ -15,8 +15,6 @@ import numpy as np
 from amenable.config.data import DataConfig
 from amenable.config.needs import collects, selects_by
 from amenable.config.recipe import Recipe
-from amenable.data.annotator import reference_of
-from amenable.data.row_file import parse_prompt
 from amenable.data.row_table import RowTable
 from amenable.data.splits import (
     Codes,
@@ -142,8 +140,7 @@ def make_plan(sources: Sources, recipe: Recipe) -> Plan:
     same rows; the seed decides which training rows a limit draws, and their order.
 
     Raises:
-        DataError: too few different prompts, or a prompt without the author's line that the
-            simulated annotator needs.
+        DataError: too few different prompts.
     """
     plan = _sides(sources, recipe.data)
     _fill(plan, sources)
@@ -282,10 +279,6 @@ def _plan_prompts(plan: Plan, sources: Sources, recipe: Recipe) -> None:
     _count(plan.set_aside, "prompts beyond max_prompts", len(free) - len(train))
     if collects(recipe):
         plan.prompts["collect"] = _collect_prompts(plan, free, recipe)
-        simulated = recipe.collect.annotator == "simulated"
-        for part in (plan.prompts["test"], free) if simulated else ():
-            for row in part.table.rows(part.rows):
-                reference_of(parse_prompt(row))  # raises now, not after the SFT stage
 
 
 def _set_selection_prompts_aside(plan: Plan, free: Part, config: DataConfig) -> Part:

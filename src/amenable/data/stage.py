@@ -20,6 +20,7 @@ import numpy as np
 from amenable.artifacts import StageContext, storage_errors, write_json
 from amenable.config.data import DataConfig
 from amenable.config.needs import collects
+from amenable.data.annotator import reference_of
 from amenable.data.content.statistics import length_summary
 from amenable.data.docstrings import harvest, harvest_fingerprint
 from amenable.data.plan import Part, Plan, Sources, make_plan
@@ -69,7 +70,8 @@ def run(ctx: StageContext) -> Json:
     """
     data, path = ctx.folder.data, ctx.folder.data / "report.json"
     with _spool(data / SPOOL) as spool:
-        sources = load(ctx.recipe.data, spool)
+        simulated = ctx.recipe.collect.annotator == "simulated"
+        sources = load(ctx.recipe.data, spool, needs_references=simulated)
         plan = make_plan(sources, ctx.recipe)
         told, counts = report(sources, plan), summary(plan)
         for name in _filled(plan):
@@ -88,12 +90,14 @@ def run(ctx: StageContext) -> Json:
     return counts
 
 
-def load(config: DataConfig, spool: Path) -> Sources:
+def load(config: DataConfig, spool: Path, *, needs_references: bool = False) -> Sources:
     """Reads the recipe's files, or harvests the built-in task.
 
     Args:
         config: what to read, and what a faulty row means.
         spool: a folder for the rows; needed as long as the result is used.
+        needs_references: whether a prompt without the author's line is at fault, because the
+            simulated annotator will score answers to it.
 
     Raises:
         DataError: a file or row is faulty, nothing is named, or no row of a kind is left.
@@ -110,6 +114,10 @@ def load(config: DataConfig, spool: Path) -> Sources:
             raise _none_left(kind, log_of(kind))
         return table
 
+    def asked_in(kind: str) -> Iterator[tuple[Row, Prompt]]:
+        rows = iter_prompts(getattr(config, kind), log_of(kind))
+        return _with_references(rows, log_of(kind)) if needs_references else rows
+
     origin: Json = {"task": config.task}
     if config.task == "docstrings":
         harvested = ((None, row) for row in harvest(config.max_words))
@@ -124,21 +132,38 @@ def load(config: DataConfig, spool: Path) -> Sources:
     }
     pairs = iter_preferences(config.preferences, log_of("preferences"))
     preferences = read("preferences", pairs)
-    given = read("prompts", iter_prompts(config.prompts, log_of("prompts")))
+    given = read("prompts", asked_in("prompts"))
     prompts, prompts_from = _prompts(given, demonstrations, preferences)
-    asked = iter_prompts(config.evaluation_prompts, log_of("evaluation_prompts"))
     return Sources(
         demonstrations=demonstrations,
         preferences=preferences,
         prompts=prompts,
         prompts_from=prompts_from,
-        evaluation_prompts=read("evaluation_prompts", asked),
+        evaluation_prompts=read("evaluation_prompts", asked_in("evaluation_prompts")),
         origin=origin,
         reading={kind: _met(log) for kind, log in logs.items() if getattr(config, kind)},
         dropped=Counter(
             {f"{kind}: {why}": n for kind, log in logs.items() for why, n in log.dropped.items()}
         ),
     )
+
+
+def _with_references(
+    rows: Iterable[tuple[Row, Prompt]], log: ReadLog
+) -> Iterator[tuple[Row, Prompt]]:
+    """The same rows; the log is told of those without the author's line, which are left out.
+
+    Raises:
+        DataError: there is such a row, and the log fails.
+    """
+    for row, prompt in rows:
+        try:
+            reference_of(prompt)
+        except DataError as error:
+            log.fault(row.fault(error.field, error.reason), row.values)
+            log.rows -= 1
+        else:
+            yield row, prompt
 
 
 def summary(plan: Plan) -> Json:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +19,9 @@ from amenable.evaluate import statistics
 from amenable.evaluate.statistics import Floats
 from amenable.judges.types import Verdict
 
+if TYPE_CHECKING:
+    from amenable.judges.asking import Look
+
 _OF_FIRST = {
     Verdict.FIRST: 1.0,
     Verdict.SECOND: 0.0,
@@ -26,17 +29,6 @@ _OF_FIRST = {
     Verdict.BOTH_BAD: 0.5,
     Verdict.INVALID: np.nan,
 }
-
-
-@dataclass(frozen=True, slots=True)
-class Call:
-    """One look of a judge at the answers of systems a and b to a prompt."""
-
-    prompt: str
-    """Names the prompt."""
-    swapped: bool
-    """b's answer was shown first."""
-    verdict: Verdict
 
 
 @dataclass(frozen=True)
@@ -56,17 +48,18 @@ class Orders:
         return np.asarray(self.by_order.mean(1))
 
     @classmethod
-    def of(cls, calls: Sequence[Call]) -> Orders:
-        """Gather the calls of one judge on one pair of systems.
+    def of(cls, looks: Sequence[Look]) -> Orders:
+        """Gather the looks of one judge at one pair of systems.
 
         Raises:
             DataError: there is no prompt with a valid verdict in both orders.
         """
-        sums = {call.prompt: np.zeros((2, 2)) for call in calls}
-        for call in calls:
-            first = _OF_FIRST[call.verdict]
+        sums = {look.pair.prompt.id: np.zeros((2, 2)) for look in looks}
+        for look in looks:
+            first = _OF_FIRST[look.reply.verdict]
             if not np.isnan(first):
-                sums[call.prompt][:, int(call.swapped)] += (first if call.swapped else 1 - first, 1)
+                score = first if look.swapped else 1 - first
+                sums[look.pair.prompt.id][:, int(look.swapped)] += (score, 1)
         whole = [prompt for prompt, (_, counts) in sums.items() if counts.all()]
         if not whole:
             raise DataError(
@@ -76,6 +69,24 @@ class Orders:
         table = np.array([sums[prompt][0] / sums[prompt][1] for prompt in whole])
         kept = set(whole)
         return cls(tuple(whole), table, tuple(prompt for prompt in sums if prompt not in kept))
+
+
+def confidences(looks: Sequence[Look], prompts: Sequence[str]) -> Floats:
+    """[n, 2] probability that a judge gives to b, where a was shown first and where b was.
+
+    The mean of several looks in one order; NaN where it told none beside a valid verdict.
+
+    Args:
+        looks: of one judge at one pair of systems.
+        prompts: [n] ids, as those of `Orders`.
+    """
+    sums = {(prompt, swapped): np.zeros(2) for prompt in prompts for swapped in (False, True)}
+    for look in looks:
+        first, place = look.reply.confidence, (look.pair.prompt.id, look.swapped)
+        if first is not None and look.reply.verdict is not Verdict.INVALID and place in sums:
+            sums[place] += (first if look.swapped else 1 - first, 1)
+    told = [total / count if count else np.nan for total, count in sums.values()]
+    return np.asarray(told, dtype=np.float64).reshape(-1, 2)
 
 
 def judge_bias(

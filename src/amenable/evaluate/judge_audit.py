@@ -12,14 +12,19 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from scipy.special import ndtri
 
-from amenable.errors import DataError
+from amenable.artifacts import read_json, read_jsonl
+from amenable.errors import DataError, UsageError
 from amenable.evaluate import statistics
 from amenable.evaluate.statistics import Floats, Interval
+
+if TYPE_CHECKING:
+    from amenable.judges import Judge
 
 FEWEST = 100
 """Rows below which an audit says little."""
@@ -155,6 +160,45 @@ def corrected_win_rate(
     value = min(1.0, max(0.0, theta))
     # About the value, not about theta: an audit that does not fit the answers proves no less.
     return value, Interval(max(0.0, value - half), min(1.0, value + half))
+
+
+def read_audit(folder: Path) -> dict[str, Any]:
+    """What `amenable audit` found of a judge.
+
+    Raises:
+        DataError: the folder has no audit.
+    """
+    found: dict[str, Any] = read_json(folder / "audit.json", _made_by(folder))
+    return found
+
+
+def read_audits(folders: Sequence[Path], judges: Sequence[Judge]) -> dict[str, list[Row]]:
+    """Audited rows by judge, as `amenable audit` left them in these folders.
+
+    Raises:
+        UsageError: an audit of nobody who judges here, or of the same judge asked another way.
+        DataError: a folder has no audit.
+    """
+    found = {}
+    for folder in folders:
+        about = read_audit(folder)
+        judge = next((judge for judge in judges if judge.name == about["judge"]), None)
+        if judge is None:
+            raise UsageError(
+                f"--audited {folder}: is of {about['judge']!r}, who does not judge here"
+            )
+        if about["identity"] != judge.identity:
+            raise UsageError(
+                f"--audited {folder}: {judge.name} was asked another way (template, sampling or "
+                "service) than it is here; audit it as it judges"
+            )
+        rows = read_jsonl(folder / "audited.jsonl", _made_by(folder))
+        found[judge.name] = [Row(**row) for row in rows]
+    return found
+
+
+def _made_by(folder: Path) -> str:
+    return f"make it with `amenable audit FILE --judge JUDGE --out {folder}`"
 
 
 def people(rows: Sequence[Row]) -> dict[str, Any]:

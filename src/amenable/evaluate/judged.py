@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from amenable.evaluate.both_orders import Call, Orders, judge_bias, slices
+from amenable.evaluate.both_orders import Orders, judge_bias, slices
 from amenable.evaluate.judge_audit import Row as Audited
 from amenable.evaluate.judge_audit import corrected_win_rate
 from amenable.evaluate.ranking import Game
@@ -47,8 +47,7 @@ def judged(
     Raises:
         DataError: no prompt has a valid verdict in both orders.
     """
-    calls = _calls(looks)
-    orders = Orders.of(calls)
+    orders = Orders.of(looks)
     pairs = {look.pair.prompt.id: look.pair for look in looks}
     words_a, words_b = (
         {name: float(len(text.split())) for name, text in texts.items()}
@@ -57,7 +56,7 @@ def judged(
             {name: pair.b for name, pair in pairs.items()},
         )
     )
-    said = Counter(call.verdict for call in calls)
+    said = Counter(look.reply.verdict for look in looks)
     found = compare_scores(
         name_a,
         name_b,
@@ -72,7 +71,7 @@ def judged(
     return {
         **found,
         "verdicts": {str(verdict): said[verdict] for verdict in Verdict},
-        "invalid": said[Verdict.INVALID] / len(calls),
+        "invalid": said[Verdict.INVALID] / len(looks),
         "left_out": len(orders.left_out),
         "bias": judge_bias(orders, words_a, words_b),
         "slices": slices(orders.scores, parts(prompts)),
@@ -92,15 +91,11 @@ def _corrected(scores: Floats, audited: Sequence[Audited] | None) -> dict[str, A
 
 def games(name_a: str, name_b: str, looks: Sequence[Look]) -> list[Game]:
     """The same looks as games of a ranking, one a prompt."""
-    orders = Orders.of(_calls(looks))
+    orders = Orders.of(looks)
     return [
         Game(prompt, name_a, name_b, score)
         for prompt, score in zip(orders.prompts, orders.scores.tolist(), strict=True)
     ]
-
-
-def _calls(looks: Sequence[Look]) -> list[Call]:
-    return [Call(look.pair.prompt.id, look.swapped, look.reply.verdict) for look in looks]
 
 
 def parts(prompts: Sequence[Prompt]) -> Mapping[str, Any]:

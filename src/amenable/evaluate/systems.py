@@ -52,6 +52,18 @@ def named_systems(arguments: Sequence[str]) -> list[System]:
     return found
 
 
+def model_source(model: str) -> Path | str:
+    """The folder or hub id of a model; of a run folder, that of its tuned model.
+
+    Raises:
+        ModelError: it cannot be used.
+    """
+    from amenable.models.pull import resolve_base
+
+    tuned = Path(model) / "models" / "tuned"
+    return resolve_base(str(tuned) if tuned.is_dir() else model)
+
+
 def read_completions(path: str) -> dict[str, tuple[Prompt, str]]:
     """Prompt and completion by the prompt's text, of a file of completions.
 

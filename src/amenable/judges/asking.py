@@ -18,6 +18,8 @@ class Pair:
     prompt: Prompt
     a: str
     b: str
+    systems: tuple[str, str] = ("a", "b")
+    """Their names: pairs of several comparisons may be asked about at once."""
 
     def question(self, swapped: bool) -> Question:
         """With a's answer first, or b's."""
@@ -34,6 +36,11 @@ class Look:
     """b's answer was shown first."""
     reply: Reply
 
+    @property
+    def first(self) -> str:
+        """Name of the system whose answer was shown first."""
+        return self.pair.systems[self.swapped]
+
 
 @dataclass(frozen=True)
 class Asked:
@@ -41,10 +48,15 @@ class Asked:
 
     looks: list[Look]
     """Of both orders of every pair that has a reply, in the order of the pairs."""
-    calls: int
-    """Questions that were put now; the others were known."""
+    put: list[Pair]
+    """The pair of each question that was put now; the others were known."""
     unanswered: list[str]
     """Why questions went without a reply."""
+
+    @property
+    def calls(self) -> int:
+        """Questions that were put now."""
+        return len(self.put)
 
 
 IDENTICAL = Reply(Verdict.TIE, "Both systems wrote the same text.")
@@ -60,23 +72,23 @@ def ask_both_orders(
 
     Args:
         judge: whom.
-        pairs: of two systems.
+        pairs: of two systems, or of more, two at a time.
         store: of replies; each is kept the moment that it arrives.
         on_progress: hears how many questions have a reply since the last call.
 
     Raises:
-        StageError: not one question has a reply.
+        StageError: not one question about two of the systems has a reply.
     """
     orders = [(pair, swapped) for pair in pairs for swapped in (False, True)]
     identity = judge.identity
     keys = [question_key(identity or {}, pair.question(swapped)) for pair, swapped in orders]
     known = {} if identity is None else store.find(keys)
-    asked = {
-        key: pair.question(swapped)
-        for key, (pair, swapped) in zip(keys, orders, strict=True)
-        if key not in known and pair.a != pair.b
-    }
-    names, questions = list(asked), list(asked.values())
+    asked: dict[str, tuple[Pair, bool]] = {}
+    for key, (pair, swapped) in zip(keys, orders, strict=True):
+        if key not in known and pair.a != pair.b:
+            asked.setdefault(key, (pair, swapped))
+    names, put = list(asked), [pair for pair, _ in asked.values()]
+    questions = [pair.question(swapped) for pair, swapped in asked.values()]
 
     def keep(number: int, reply: Reply) -> None:
         if identity is not None:
@@ -91,9 +103,10 @@ def ask_both_orders(
         for key, (pair, swapped) in zip(keys, orders, strict=True)
         if pair.a == pair.b or key in known
     ]
-    if pairs and not looks:
+    if silent := {pair.systems for pair in pairs} - {look.pair.systems for look in looks}:
+        count = 2 * sum(pair.systems in silent for pair in pairs)
         raise StageError(
-            f"{judge.name} gave no reply to any of {len(orders)} questions: {unanswered[0]}; "
+            f"{judge.name} gave no reply to any of {count} questions: {unanswered[0]}; "
             "is it the right judge, and does it answer?"
         )
-    return Asked(looks, len(questions), unanswered)
+    return Asked(looks, put, unanswered)

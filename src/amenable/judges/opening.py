@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -59,6 +59,23 @@ def open_judge(
         case "rule" | "own":
             raise UsageError(f"{key}: {source!r} cannot judge; write a function that scores")
     return _model_judge(source, template, key)
+
+
+def open_judges(
+    sources: Sequence[str], model: str, template: Any, settings: Mapping[str, Any], out: Path
+) -> list[Judge]:
+    """Several judges of different names, as `open_judge` opens each.
+
+    Raises:
+        UsageError: one of them cannot judge, or two have the same name.
+        ModelError: one cannot be loaded.
+    """
+    from amenable.errors import UsageError
+
+    found = [open_judge(source, model, template, settings, out) for source in sources]
+    if len({judge.name for judge in found}) < len(found):
+        raise UsageError("two judges have the same name; compare by one of them at a time")
+    return found
 
 
 def _model_judge(source: str, template: Any, key: str) -> Judge:

@@ -45,27 +45,17 @@ class SheetJudge:
         self.name = "people"
         self._path = path
 
-    def expect(self, questions: Sequence[Question]) -> None:
-        """Add the pairs that the sheet lacks, of several comparisons before any is read.
-
-        Raises:
-            DataError: a verdict is none.
-        """
-        pairs = _pairs(questions)
-        filled = self._filled(pairs)
-        if missing := [name for name in pairs if name not in filled]:
-            self._add(pairs, missing)
-
     def ask(self, questions: Sequence[Question], keep: Keep) -> list[str]:
-        """Answer from the sheet; see `Judge`.
+        """Answer from the sheet, which gets the pairs that it lacks; see `Judge`.
 
         Raises:
             StageError: the sheet has just been written, or nothing in it is filled in.
             DataError: a verdict is none, or a row of another comparison.
         """
-        self.expect(questions)
         pairs = _pairs(questions)
         filled = self._filled(pairs)
+        if missing := [name for name in pairs if name not in filled]:
+            self._add(pairs, missing)
         verdicts = {name: row for name, row in filled.items() if row is not None}
         if not verdicts:
             raise StageError(

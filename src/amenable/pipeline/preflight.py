@@ -60,7 +60,6 @@ def check_inputs(recipe: Recipe) -> None:
 
 def _check_judge(config: CollectConfig) -> None:
     """What can be wrong with the judge of AI feedback before anything is asked."""
-    from amenable.artifacts import read_json
     from amenable.data.reading.custom import load_function
     from amenable.judges.template import load_template
 
@@ -75,7 +74,9 @@ def _check_judge(config: CollectConfig) -> None:
     else:
         _check_ready_reward(config.judge, "collect.judge")
     if config.judge_audit:
-        read_json(Path(config.judge_audit) / "audit.json")
+        from amenable.evaluate.judge_audit import read_audit
+
+        read_audit(Path(config.judge_audit))
 
 
 def base_model(recipe: Recipe, say: Callable[[str], None]) -> Path | str:

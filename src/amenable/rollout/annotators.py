@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from amenable.artifacts import read_json
+import numpy as np
+
 from amenable.data.annotator import SimulatedAnnotator
 from amenable.data.formats.native import PREFERENCE_KEYS
 from amenable.data.schemas import Choice, Preference, Prompt
@@ -18,6 +20,10 @@ if TYPE_CHECKING:
 
 Shown = tuple[Prompt, str, str]
 """A prompt with two texts that differ."""
+
+JUDGE_CONFIDENCE = "judge_confidence"
+"""Key of a row's meta: probabilities of the chosen text, where candidate_0 was shown first and
+where candidate_1 was; null: the judge told none."""
 
 
 class Annotator(Protocol):
@@ -92,6 +98,7 @@ class JudgeAnnotator:
     """
 
     def __init__(self, ctx: StageContext) -> None:
+        from amenable.evaluate.judge_audit import read_audit
         from amenable.judges.opening import open_judge
         from amenable.judges.template import load_template
 
@@ -105,7 +112,7 @@ class JudgeAnnotator:
             ctx.folder.root,
             key="collect.judge",
         )
-        self._agreement = _agreement(Path(config.judge_audit)) if config.judge_audit else None
+        self._agreement = read_audit(Path(config.judge_audit)) if config.judge_audit else None
         self._asked = self._unanswered = self._flips = 0
 
     def describe(self) -> str:
@@ -128,24 +135,30 @@ class JudgeAnnotator:
         Raises:
             StageError: it answered nothing at all.
         """
-        from amenable.evaluate.both_orders import Call, Orders
+        from amenable.evaluate.both_orders import Orders, confidences
         from amenable.judges.asking import Pair, ask_both_orders
         from amenable.judges.store import ReplyStore
 
+        if not shown:
+            return {}
         pairs = [Pair(prompt, first, second) for prompt, first, second in shown]
         track = self._ctx.progress.track(2 * len(pairs), f"collect: {self._judge.name}")
         with closing(ReplyStore(self._ctx.folder.root / "replies.sqlite")) as store, track as bar:
             asked = ask_both_orders(self._judge, pairs, store, bar.advance)
-        calls = [
-            Call(look.pair.prompt.id, look.swapped, look.reply.verdict) for look in asked.looks
-        ]
-        orders = Orders.of(calls)
-        leaning = dict(zip(orders.prompts, orders.scores.tolist(), strict=True))
+        orders = Orders.of(asked.looks)
+        told = confidences(asked.looks, orders.prompts)
+        scores = orders.by_order
+        if self._config.doubtful == "confidence":
+            scores = np.where(np.isnan(told), scores, told)
+        table = zip(orders.prompts, scores.mean(1).tolist(), told.tolist(), strict=True)
+        found = {name: (leaning, of_second) for name, leaning, of_second in table}
         self._asked += len(pairs)
         self._unanswered += len(asked.unanswered)
         self._flips += int((abs(orders.by_order[:, 0] - orders.by_order[:, 1]) == 1).sum())
         return {
-            prompt.id: self._row(prompt, first, second, leaning.get(prompt.id))
+            prompt.id: self._row(prompt, first, second, *found[prompt.id])
+            if prompt.id in found
+            else None  # not both orders were answered
             for prompt, first, second in shown
         }
 
@@ -159,30 +172,38 @@ class JudgeAnnotator:
         }
 
     def _row(
-        self, prompt: Prompt, first: str, second: str, leaning: float | None
+        self, prompt: Prompt, first: str, second: str, leaning: float, told: Sequence[float]
     ) -> Preference | None:
-        """With `leaning` to the second from 0 to 1; None: not both orders were answered."""
-        if leaning is None or leaning == 0.5:
-            return None
+        """The choice, if there is one.
+
+        Args:
+            prompt: the prompt.
+            first: one text.
+            second: another.
+            leaning: to the second, from 0 to 1.
+            told: probability that the judge gives to the second, by order; NaN: it told none.
+        """
         sure = abs(2 * leaning - 1)
-        if self._config.doubtful == "drop" and sure < 1:
+        if sure == 0 or (self._config.doubtful == "drop" and sure < 1):
             return None
+        choice = Choice.SECOND if leaning > 0.5 else Choice.FIRST
+        asked = _without_judgement(prompt)
+        if not all(map(math.isnan, told)):
+            of_chosen = [p if choice is Choice.SECOND else 1 - p for p in told]
+            kept = [None if math.isnan(p) else p for p in of_chosen]
+            asked = replace(asked, meta={**asked.meta, JUDGE_CONFIDENCE: kept})
         return Preference(
-            prompt=_without_judgement(prompt),
+            prompt=asked,
             candidate_0=first,
             candidate_1=second,
-            choice=Choice.SECOND if leaning > 0.5 else Choice.FIRST,
+            choice=choice,
             weight=sure,
             annotator=self._judge.name,
         )
 
 
-def _agreement(folder: Path) -> Mapping[str, Any]:
-    found: Mapping[str, Any] = read_json(folder / "audit.json")
-    return found
-
-
 def _without_judgement(prompt: Prompt) -> Prompt:
     """The prompt without what a file of preferences said of it: another pair is judged now."""
-    kept = {key: value for key, value in prompt.meta.items() if key not in PREFERENCE_KEYS}
+    judgement = PREFERENCE_KEYS | {JUDGE_CONFIDENCE}
+    kept = {key: value for key, value in prompt.meta.items() if key not in judgement}
     return replace(prompt, meta=kept)

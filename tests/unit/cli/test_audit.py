@@ -10,6 +10,7 @@ pytest.importorskip("torch")
 
 from amenable.artifacts import read_jsonl
 from amenable.cli import main as cli
+from amenable.pipeline.lock import run_lock
 
 from ..judges.chat_service import ChatService  # noqa: TID252 - the tests are no package
 
@@ -61,6 +62,18 @@ def test_a_service_against_people(
     assert "accuracy                0.750  [" in shown
     assert "Fewer than 100 rows" in shown
     assert "no pair was judged twice" in shown
+
+
+def test_a_second_command_on_the_same_folder_is_refused(
+    choices: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    out = tmp_path / "out"
+    with run_lock(out / ".lock"):
+        assert audit(monkeypatch, choices, "--judge", "none.py:f", "--out", str(out)) == 1
+    assert "is writing this folder; wait for it" in capsys.readouterr().err
 
 
 def test_a_judge_at_chance_is_told_so(

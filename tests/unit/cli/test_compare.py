@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,8 @@ pytest.importorskip("torch")
 
 from amenable.artifacts import read_jsonl
 from amenable.cli import main as cli
+from amenable.models import load as loading
+from amenable.pipeline.lock import run_lock
 
 from ..judges.chat_service import ChatService  # noqa: TID252 - the tests are no package
 
@@ -111,6 +114,11 @@ def test_models_answer_and_judge(
         (("{base}", "smollm2-135m", "--judge", "{scorer}:f"), "name prompts with --prompts"),
         (("{base}", "{other}", "--judge", "{scorer}:f"), "other.jsonl: has no completion of"),
         (("{base}", "{empty}", "--judge", "{scorer}:f"), "a completion is missing"),
+        (
+            ("{base}", "{tuned}", "--judge", "{scorer}:f", "--audited", "nowhere"),
+            "nowhere/audit.json: no such file; make it with `amenable audit FILE --judge JUDGE "
+            "--out nowhere`",
+        ),
     ],
 )
 def test_what_cannot_be_compared_is_refused(
@@ -146,6 +154,25 @@ def test_a_judge_without_verdicts_fails_the_comparison(
         assert compare(monkeypatch, *words, "--out", str(tmp_path / "out")) == 1
     assert "no verdict in 12.5%" in capsys.readouterr().err
     assert (tmp_path / "out" / "comparison.json").exists()
+
+
+def test_a_second_command_on_the_same_folder_is_refused(
+    files: dict[str, str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    out = tmp_path / "out"
+    with ChatService() as service:
+        words = (files["base"], files["tuned"], "--judge", service.url, "--judge-model", "m")
+        with run_lock(out / ".lock"):
+            assert compare(monkeypatch, *words, "--out", str(out)) == 1
+            assert not service.asked
+            assert [path.name for path in out.iterdir()] == [".lock"]
+        told = capsys.readouterr().err
+        assert f"{out}: process {os.getpid()} on " in told
+        assert "is writing this folder; wait for it, stop it, or choose another folder" in told
+        assert compare(monkeypatch, *words, "--out", str(out)) == 0
 
 
 def test_judging_ready_completions_imports_no_torch(files: dict[str, str], tmp_path: Path) -> None:
@@ -210,6 +237,21 @@ def test_people_judge_by_a_sheet(
     assert (found["wins"], found["ties"], found["losses"]) == (11, 1, 0)
 
 
+def test_one_sheet_holds_all_pairs_of_systems(
+    files: dict[str, str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    words = (*files.values(), "--judge", "people", "--out", str(tmp_path / "out"))
+    assert compare(monkeypatch, *words) == 1
+    assert "sheet.csv waits for people: 36 pairs" in capsys.readouterr().err
+    with (tmp_path / "out" / "sheet.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    sides = [{row["A"], row["B"]} for row in rows]
+    assert [sides.count(pair) for pair in ({"a", "aa"}, {"a", "aaa"}, {"aa", "aaa"})] == [12] * 3
+
+
 def test_an_audit_corrects_the_win_rate(
     files: dict[str, str],
     tmp_path: Path,
@@ -264,7 +306,12 @@ def test_models_are_also_sampled_for_their_diversity(
     )
     words = (f"model={tiny}", f"ready={prompts}", "--prompts", str(prompts), "--json")
     judge = ("--judge", f"{scorer}:length", "--out", str(tmp_path / "out"))
+    load, loaded = loading.load_causal_lm, []
+    monkeypatch.setattr(
+        loading, "load_causal_lm", lambda *given: loaded.append(given) or load(*given)
+    )
     assert compare(monkeypatch, *words, *judge) == 0
+    assert len(loaded) == 1, "one loading for both temperatures"
     found = json.loads(capsys.readouterr().out)["diversity"]
     assert list(found) == ["model"]
     assert set(found["model"]) == {"distinct_1", "distinct_2", "distinct_3", "duplicates"}

@@ -12,6 +12,7 @@ from amenable.artifacts import read_jsonl
 from amenable.cli import main as cli
 from amenable.config.load import load_recipe, to_toml
 from amenable.models.tiny import build_tiny
+from amenable.pipeline.lock import file_lock
 
 
 def generate(monkeypatch: pytest.MonkeyPatch, *words: str) -> int | str | None:
@@ -117,3 +118,24 @@ def test_a_stopped_command_goes_on_and_another_one_begins_anew(
     assert "4 of 7 rows are there already" in capsys.readouterr().err
     assert out.read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
     assert not (tmp_path / "out.jsonl.part").exists()
+
+
+def test_a_second_command_on_the_same_file_is_refused(
+    run_folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Before it reads a weight; what the first one has written stays, and other files are free."""
+    out = tmp_path / "out.jsonl"
+    part = tmp_path / "out.jsonl.part"
+    part.write_text(first := '{"of": "the first"}\n')
+    words = (str(run_folder), "A ferry waits.", "--out")
+    with file_lock(out):
+        assert generate(monkeypatch, *words, str(out)) == 1
+        assert part.read_text() == first
+        assert generate(monkeypatch, *words, str(tmp_path / "other.jsonl")) == 0
+    assert "out.jsonl: process " in (told := capsys.readouterr().err)
+    assert "is writing this file; wait for it, stop it, or choose another file" in told
+    assert generate(monkeypatch, *words, str(out)) == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["other.jsonl", "out.jsonl"]

@@ -592,6 +592,28 @@ def test_a_simulated_annotator_needs_references_at_once(run: Any, write: Any) ->
         run(prompts=write("q", rows), collect=SIMULATED, evaluation_rows=5)
 
 
+@pytest.mark.parametrize("kind", ["prompts", "evaluation_prompts"])
+def test_a_prompt_that_nothing_can_choose_a_checkpoint_by_is_named(
+    run: Any, write: Any, tmp_path: Path, kind: str
+) -> None:
+    """With a ready reward nothing is collected, and the annotator only chooses the checkpoint."""
+    rows = [{"id": f"name {n}", **row} for n, row in enumerate(demonstrations(60))]
+    asked: dict[str, Any] = {"prompts": rows[:40], "evaluation_prompts": rows[40:]}
+    del asked[kind][6]["output_text"]
+    named = {each: write(each, asked[each]) for each in asked}
+    policy = PolicyConfig(reward="m:f", selection=SelectionConfig(by="annotator"))
+    message = (
+        rf"{kind}\.jsonl:7: field 'output_text': prompt 'name \d+' has no author's line .* "
+        "give prompt rows an output_text"
+    )
+    with pytest.raises(DataError, match=message):
+        run(**named, collect=SIMULATED, policy=policy)
+    assert not list((tmp_path / "run" / "data").glob("*.jsonl"))
+    done = run(**named, collect=SIMULATED, policy=policy, on_error="drop")
+    assert done.report["reading"][kind]["rows"] == len(asked[kind]) - 1
+    assert any(f"1 records left out of {kind}: field 'output_text'" in line for line in done.said)
+
+
 @pytest.mark.skipif(
     not REAL_DATA.is_dir(), reason="needs the development data (AMENABLE_TEST_DATA)"
 )

@@ -7,22 +7,35 @@ from functools import cache
 import numpy as np
 import pytest
 
+from amenable.data.schemas import Message, Prompt, Speaker
 from amenable.errors import DataError
 from amenable.evaluate import statistics as S
-from amenable.evaluate.both_orders import Call, Orders, holm, judge_bias, slices
-from amenable.judges import Verdict
+from amenable.evaluate.both_orders import Orders, confidences, holm, judge_bias, slices
+from amenable.judges import Reply, Verdict
+from amenable.judges.asking import Look, Pair
 
 FIRST, SECOND, TIE, BOTH_BAD, INVALID = Verdict
+REPLIES = {verdict: Reply(verdict) for verdict in Verdict}
+
+
+@cache
+def pair(name: str) -> Pair:
+    return Pair(Prompt(messages=(Message(Speaker.USER, name),), id=name, group=name), "a", "b")
+
+
+def look(name: str, swapped: bool, verdict: Verdict) -> Look:
+    """At the pair of the prompt of this name."""
+    return Look(pair(name), swapped, REPLIES[verdict])
 
 
 def test_a_preference_for_a_place_cancels() -> None:
     """p: the judge likes what is first; q: b in both orders; r: b once, else a tie."""
-    calls = [
-        *(Call("p", False, FIRST), Call("p", True, FIRST)),
-        *(Call("q", False, SECOND), Call("q", True, FIRST)),
-        *(Call("r", False, BOTH_BAD), Call("r", True, FIRST)),
+    looks = [
+        *(look("p", False, FIRST), look("p", True, FIRST)),
+        *(look("q", False, SECOND), look("q", True, FIRST)),
+        *(look("r", False, BOTH_BAD), look("r", True, FIRST)),
     ]
-    orders = Orders.of(calls)
+    orders = Orders.of(looks)
     assert orders.prompts == ("p", "q", "r")
     assert orders.by_order.tolist() == [[0, 1], [1, 1], [0.5, 1]]
     assert orders.scores.tolist() == [0.5, 1, 0.75]
@@ -30,36 +43,52 @@ def test_a_preference_for_a_place_cancels() -> None:
 
 def test_repeats_are_averaged_within_their_order() -> None:
     """Three looks in one order weigh as much as one in the other."""
-    calls = [Call("p", False, v) for v in (SECOND, SECOND, FIRST)] + [Call("p", True, SECOND)]
-    assert Orders.of(calls).scores.tolist() == [pytest.approx((2 / 3 + 0) / 2)]
+    looks = [look("p", False, v) for v in (SECOND, SECOND, FIRST)] + [look("p", True, SECOND)]
+    assert Orders.of(looks).scores.tolist() == [pytest.approx((2 / 3 + 0) / 2)]
 
 
 def test_a_prompt_needs_a_valid_verdict_in_both_orders() -> None:
-    calls = [
-        *(Call("p", False, TIE), Call("p", True, INVALID)),
-        *(Call("q", False, TIE), Call("q", True, TIE), Call("q", True, INVALID)),
-        Call("r", False, FIRST),
+    looks = [
+        *(look("p", False, TIE), look("p", True, INVALID)),
+        *(look("q", False, TIE), look("q", True, TIE), look("q", True, INVALID)),
+        look("r", False, FIRST),
     ]
-    orders = Orders.of(calls)
+    orders = Orders.of(looks)
     assert (orders.prompts, orders.left_out) == (("q",), ("p", "r"))
     with pytest.raises(DataError, match="of 2 prompts none"):
-        Orders.of([call for call in calls if call.prompt != "q"])
+        Orders.of([one for one in looks if one.pair.prompt.id != "q"])
 
 
 def test_bias_by_hand() -> None:
     """Looks that the first wins: p 2 of 2, q 1 of 2, r half and one."""
-    calls = [
-        *(Call("p", False, FIRST), Call("p", True, FIRST)),
-        *(Call("q", False, SECOND), Call("q", True, FIRST)),
-        *(Call("r", False, TIE), Call("r", True, FIRST)),
+    looks = [
+        *(look("p", False, FIRST), look("p", True, FIRST)),
+        *(look("q", False, SECOND), look("q", True, FIRST)),
+        *(look("r", False, TIE), look("r", True, FIRST)),
     ]
-    found = judge_bias(Orders.of(calls), {"p": 3, "q": 5, "r": 4}, {"p": 3, "q": 2, "r": 9})
+    found = judge_bias(Orders.of(looks), {"p": 3, "q": 5, "r": 4}, {"p": 3, "q": 2, "r": 9})
     assert found["first_wins"] == pytest.approx(4.5 / 6)
     assert found["flips"] == pytest.approx(1 / 3)
     assert found["longer_wins"] == pytest.approx((0 + 0.75) / 2)
     assert found["longer_prompts"] == 2
     same = dict.fromkeys("pqr", 1.0)
-    assert judge_bias(Orders.of(calls), same, same)["longer_wins"] is None
+    assert judge_bias(Orders.of(looks), same, same)["longer_wins"] is None
+
+
+def test_confidences_are_of_b_by_order() -> None:
+    """p: 0.9 for a, then 0.7 for b; q: two looks in one order, none told in the other."""
+    looks = [
+        Look(pair("q"), False, Reply(FIRST, confidence=0.8)),
+        Look(pair("q"), False, Reply(SECOND, confidence=0.4)),
+        Look(pair("q"), True, Reply(FIRST)),
+        Look(pair("q"), True, Reply(INVALID, confidence=0.9)),
+        Look(pair("p"), False, Reply(FIRST, confidence=0.9)),
+        Look(pair("p"), True, Reply(FIRST, confidence=0.7)),
+        Look(pair("r"), True, Reply(FIRST, confidence=0.7)),
+    ]
+    found = confidences(looks, ("p", "q"))
+    assert found == pytest.approx(np.array([[0.1, 0.7], [0.4, np.nan]]), nan_ok=True)
+    assert confidences(looks, ()).shape == (0, 2)
 
 
 def test_holm_equals_statsmodels() -> None:
@@ -84,7 +113,7 @@ def test_slices() -> None:
 EVALUATIONS = 1000
 
 
-def simulate(rng: np.random.Generator, n: int) -> tuple[list[Call], dict[str, float]]:
+def simulate(rng: np.random.Generator, n: int) -> tuple[list[Look], dict[str, float]]:
     """Prompts whose two orders go together, a judge that likes the first place and long answers.
 
     Latent: quality of the prompt's pair, sd 1.2, and noise of each look, sd 0.8; looks between two
@@ -92,20 +121,20 @@ def simulate(rng: np.random.Generator, n: int) -> tuple[list[Call], dict[str, fl
     """
     longer = rng.normal(size=n)
     merit = 0.45 + 1.2 * rng.normal(size=n) + 0.5 * np.tanh(longer)
-    calls = []
+    looks = []
     for swapped in (False, True):
         sees = merit + (0.25 if swapped else -0.25) + 0.8 * rng.normal(size=n)
         b_wins = np.where(sees > 0.3, 1, np.where(sees < -0.3, 0, 0.5))
         verdicts = {1.0: FIRST, 0.0: SECOND, 0.5: TIE}
         of_first = b_wins if swapped else 1 - b_wins
-        calls += [Call(str(k), swapped, verdicts[float(x)]) for k, x in enumerate(of_first)]
-    return calls, {str(k): float(x) for k, x in enumerate(longer)}
+        looks += [look(str(k), swapped, verdicts[float(x)]) for k, x in enumerate(of_first)]
+    return looks, {str(k): float(x) for k, x in enumerate(longer)}
 
 
 def measured(n: int, seed: int, large: bool = False) -> dict[str, tuple[float, S.Interval]]:
     """Every estimate of one evaluation with its interval; of a large one no resampling."""
-    calls, longer = simulate(np.random.default_rng(seed), n)
-    orders = Orders.of(calls)
+    looks, longer = simulate(np.random.default_rng(seed), n)
+    orders = Orders.of(looks)
     bias = judge_bias(orders, dict.fromkeys(longer, 0.0), longer)
     lengths = np.array([longer[p] for p in orders.prompts])
     zero = np.zeros(n)

@@ -14,6 +14,7 @@ from amenable.artifacts import StageContext, read_json, read_jsonl, write_jsonl
 from amenable.config.reward import RewardConfig
 from amenable.data.collate import PromptGroup, collate
 from amenable.data.reading.readers import read_preferences
+from amenable.data.row_file import open_preferences
 from amenable.data.schemas import Choice, Message, Preference, Prompt, Speaker
 from amenable.data.tokens.cache import TokenGroups
 from amenable.models.build import Foundation
@@ -195,6 +196,29 @@ def test_ten_pairs_are_learnt_and_scores_are_centred(
     assert model.config.reward_offset == section["reward_offset"]
     assert read_json(ctx.out / "report.json")["reward_offset"] == section["reward_offset"]
     assert (out / "adapter").is_dir() == lora
+
+
+def test_a_rows_weight_weighs_its_loss_and_its_gradient(
+    make_context: MakeContext, ten_rows: Rows, lively: Path, tmp_path: Path
+) -> None:
+    """Mean of 0.6 and 0.2 shares: (0.6 l_0 + 0.2 l_1) / 0.8, and so with the gradients."""
+    ctx = context(make_context, ten_rows, tmp_path, base=lively)
+    path = ctx.folder.data / "preferences.train.jsonl"
+    plain = list(read_jsonl(path))
+    weights = {"pair0": 0.6, "pair1": 0.2}
+    write_jsonl(path, [row | {"weight": weights.get(row["id"], 1.0)} for row in plain])
+    foundation, role, _, groups = opened(ctx)
+    rows = open_preferences(path)[:2]
+    alone = [gradients(role, groups[n : n + 1], [pair()], 500) for n in range(2)]
+    both, found = gradients(role, groups[:2], list(rows), 500)
+    losses = [metrics["rank_loss"] for metrics, _ in alone]
+    assert losses[0] != pytest.approx(losses[1], rel=1e-3)
+    expected = (0.6 * losses[0] + 0.2 * losses[1]) / 0.8
+    assert both["rank_loss"] == pytest.approx(expected, rel=1e-5)
+    for got, first, second in zip(found, alone[0][1], alone[1][1], strict=True):
+        torch.testing.assert_close(got, (0.6 * first + 0.2 * second) / 0.8, rtol=1e-4, atol=1e-6)
+    loss, _ = pair_losses(role, foundation.renderer, rows, 500, groups[:2])
+    assert loss == pytest.approx(expected, rel=1e-5)
 
 
 def test_without_demonstrations_chosen_candidates_are_the_zero(
