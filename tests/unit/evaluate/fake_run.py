@@ -53,6 +53,11 @@ HOSTILE = (
 )
 """Text that must come out as text."""
 
+SLICES = (
+    *("prompt length: shortest", "prompt length: second", "prompt length: third"),
+    *("prompt length: longest", f"tag: {HOSTILE}"),
+)
+
 _WORDS = (  # noqa: SIM905 - a text is easier to read than a list
     "return the given path after symbolic links are resolved list of open files under a folder "
     "parse value header read next record from stream and raise if it is closed convert name "
@@ -220,6 +225,30 @@ def _reward_section(rng: np.random.Generator) -> dict[str, Any]:
         "longest_wins_accuracy": 0.4125,
         "shortest_wins_accuracy": 0.5875,
         "bag_of_words_accuracy": 0.6475,
+        "accuracy_p_value": 3e-9,
+        "length_matched_pairs": 61,
+        "length_matched_accuracy": 0.7213,
+        "length_matched_ci95": [0.5982, 0.8181],
+        "longer_better_pairs": 165,
+        "longer_better_accuracy": 0.6848,
+        "longer_better_ci95": [0.6106, 0.7509],
+        "shorter_better_pairs": 235,
+        "shorter_better_accuracy": 0.8383,
+        "shorter_better_ci95": [0.7858, 0.8799],
+        "length_balanced_accuracy": 0.7616,
+        "length_balanced_ci95": [0.7163, 0.8018],
+        "slices": [
+            {
+                "slice": name,
+                "pairs": 100,
+                "prompts": 90,
+                "accuracy": 0.7 + n / 50,
+                "accuracy_ci95": [0.61 + n / 50, 0.79 + n / 50],
+                "p_value": 0.0004,
+                "p_holm": 0.0016,
+            }
+            for n, name in enumerate(SLICES)
+        ],
         "ece": expected_calibration_error(confidence, correct),
         "ece_null95": calibration_error_null(confidence, seed=0, samples=100),
         "temperature": 1.13,
