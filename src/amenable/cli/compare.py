@@ -96,11 +96,12 @@ def compare(
     """
     import json
 
-    from amenable.artifacts import write_json, write_jsonl
+    from amenable.artifacts import Progress, write_json, write_jsonl
     from amenable.errors import StageError, UsageError
     from amenable.evaluate.judged import MOST_INVALID
     from amenable.evaluate.systems import named_systems
     from amenable.judges.opening import open_judge
+    from amenable.judges.scores import ScoreJudge
     from amenable.judges.template import load_template
     from amenable.pipeline.preflight import silence_libraries
 
@@ -112,6 +113,9 @@ def compare(
     settings = {"token_env": token_env, "concurrency": concurrency}
     asked, ready = _read(named, prompts or [])
     opened = [open_judge(judge, judge_model, chosen, settings, out) for judge in judges]
+    for judge in opened:
+        if isinstance(judge, ScoreJudge) and judge.remark:
+            Progress().say(judge.remark)
     if len({judge.name for judge in opened}) < len(opened):
         raise UsageError("two judges have the same name; compare by one of them at a time")
     audits = _audits(audited or [], opened)
