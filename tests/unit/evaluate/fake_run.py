@@ -161,6 +161,9 @@ def _write_policy(root: Path, rng: np.random.Generator, updates: int) -> None:
         "sft_greedy": 0.538,
         "sft_sampled": 0.461,
         "best_of_n": 0.792,
+        "by_reward_model": [
+            {"n": 2**k, "kl": 0.7 * k, "proxy": 0.4 * k, "gold": 0.461 + 0.05 * k} for k in range(5)
+        ],
     }
     _json(root / "stages/policy/headroom.json", headroom)
 
@@ -222,9 +225,6 @@ def _reward_section(rng: np.random.Generator) -> dict[str, Any]:
         "ties_eval": 6,
         "accuracy": float(correct.mean()),
         "accuracy_ci95": win_rate_interval(correct).as_list(),
-        "longest_wins_accuracy": 0.4125,
-        "shortest_wins_accuracy": 0.5875,
-        "bag_of_words_accuracy": 0.6475,
         "accuracy_p_value": 3e-9,
         "length_matched_pairs": 61,
         "length_matched_accuracy": 0.7213,
@@ -249,6 +249,9 @@ def _reward_section(rng: np.random.Generator) -> dict[str, Any]:
             }
             for n, name in enumerate(SLICES)
         ],
+        "longest_wins_accuracy": 0.4125,
+        "shortest_wins_accuracy": 0.5875,
+        "bag_of_words_accuracy": 0.6475,
         "ece": expected_calibration_error(confidence, correct),
         "ece_null95": calibration_error_null(confidence, seed=0, samples=100),
         "temperature": 1.13,

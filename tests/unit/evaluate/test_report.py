@@ -106,6 +106,7 @@ def test_reward_model_by_length_and_slice(finished: Path, fake_run: ModuleType) 
         "reward model, longer and shorter winners alike",
         "the shorter one is better",
         "prompt length: longest",
+        "Best of n samples by the reward model",
     ):
         assert words in page.text
     shown = {str(attributes["data-key"]): text for attributes, text in page.figures}
@@ -125,9 +126,14 @@ def test_a_run_of_before_these_figures_has_a_page(finished: Path) -> None:
     assert "slices" not in reward
     assert "accuracy_p_value" not in reward
     (finished / "summary.json").write_text(json.dumps(summary | {"reward": reward}))
+    headroom = finished / "stages/policy/headroom.json"
+    found = json.loads(headroom.read_text())
+    del found["by_reward_model"]
+    headroom.write_text(json.dumps(found))
     text = render(finished)[1].text
     assert "the longer one wins" in text
     assert "Where it is right" not in text
+    assert "Best of n samples by" not in text
 
 
 def test_page_says_that_the_annotator_is_simulated(tmp_path: Path, build_run: Build) -> None:
