@@ -55,6 +55,7 @@ RESULTS = {
         ("rollout/collect.py", "run"),
         ("train/reward.py", "run"),
         ("evaluate/reward_report.py", "reward_report", "_accuracy", "_baselines", "_calibration"),
+        ("evaluate/reward_report.py", "_by_length", "_slices"),
         ("train/on_policy.py", "summary"),
         ("train/off_policy.py", "run"),
         ("train/tuned_samples.py", "sample_tuned"),

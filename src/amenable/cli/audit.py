@@ -21,7 +21,10 @@ EXAMPLE = "Example: amenable audit preferences.jsonl --judge smollm2-135m --temp
 
 def audit(
     files: Annotated[
-        list[str], typer.Argument(metavar="FILE...", help="Preferences that people have given.")
+        list[str],
+        typer.Argument(
+            metavar="FILE...", help="Preferences that people have given, or rows of RewardBench."
+        ),
     ],
     judge: Annotated[
         str, typer.Option("--judge", metavar="JUDGE", help="As of `amenable compare`.")
@@ -45,17 +48,21 @@ def audit(
 ) -> None:
     """Measure how far a judge agrees with people, before its win rates are believed.
 
-    Replies are kept in OUT as they arrive: the same command again asks nothing twice.
+    Replies are kept in OUT as they arrive: the same command again asks nothing twice. A reward
+    model on rows of RewardBench or RewardBench 2 is scored as these define it.
     """
     import json
     from dataclasses import asdict
 
     from amenable.artifacts import Progress, RunFolder, write_json, write_jsonl
+    from amenable.cli.rewardbench import benchmark
     from amenable.data.reading.readers import read_preferences
-    from amenable.errors import StageError
+    from amenable.errors import StageError, UsageError
     from amenable.evaluate import judge_audit
+    from amenable.evaluate.rewardbench import edition_of, read_items
     from amenable.judges.asking import Pair, ask_both_orders
     from amenable.judges.opening import open_judge
+    from amenable.judges.scores import ScoreJudge
     from amenable.judges.store import ReplyStore
     from amenable.judges.template import load_template
     from amenable.pipeline.lock import run_lock
@@ -63,9 +70,21 @@ def audit(
 
     silence_libraries()
     settings = {"token_env": token_env, "concurrency": concurrency}
-    chosen, people = load_template(template), read_preferences(files)
+    chosen, edition = load_template(template), edition_of(files)
+    items = [] if edition is None else read_items(files, edition)
+    people = read_preferences(files) if edition is None else []
     with run_lock(RunFolder(out).lock_path, "folder"):
         opened = open_judge(judge, judge_model, chosen, settings, out)
+        if edition is not None and isinstance(opened, ScoreJudge):
+            benchmark(opened, items[:rows] if rows else items, edition, out, as_json)
+            return
+        if edition == 2:
+            raise UsageError(
+                f"--judge: {opened.name} compares two texts, and rows of RewardBench 2 want a "
+                "score of each; name a reward model, or a function that scores"
+            )
+        if edition == 1:
+            people = read_preferences(files)
         people = people[:rows] if rows else people
         pairs = [Pair(row.prompt, row.candidate_0, row.candidate_1) for row in people]
         track = Progress().track(2 * len(pairs), f"audit: {opened.name}")

@@ -73,12 +73,13 @@ def compare(
     """
     import json
 
-    from amenable.artifacts import RunFolder
+    from amenable.artifacts import Progress, RunFolder
     from amenable.errors import UsageError
     from amenable.evaluate import compare as comparison
     from amenable.evaluate.judge_audit import read_audits
     from amenable.evaluate.systems import named_systems
     from amenable.judges.opening import open_judges
+    from amenable.judges.scores import ScoreJudge
     from amenable.judges.template import load_template
     from amenable.pipeline.lock import run_lock
     from amenable.pipeline.preflight import silence_libraries
@@ -92,6 +93,9 @@ def compare(
     asked, ready = comparison.read_inputs(named, prompts or [])
     with run_lock(RunFolder(out).lock_path, "folder"):
         opened = open_judges(judges, judge_model, chosen, settings, out)
+        for judge in opened:
+            if isinstance(judge, ScoreJudge) and judge.remark:
+                Progress().say(judge.remark)
         options = comparison.Options(seed, price, read_audits(audited or [], opened))
         answers = comparison.answer(named, asked, ready, diversity=diversity, seed=seed)
         comparison.write_completions(out, answers)

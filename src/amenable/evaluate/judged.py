@@ -101,16 +101,19 @@ def games(name_a: str, name_b: str, looks: Sequence[Look]) -> list[Game]:
 def parts(prompts: Sequence[Prompt]) -> Mapping[str, Any]:
     """[n] membership by slice: quarters by the prompt's words, and the rows' own `tag` or `tags`.
 
-    Slices of fewer than ten prompts are left out.
+    A prompt that comes several times counts once and lies in one quarter. Slices of fewer than ten
+    prompts are left out.
     """
-    words = np.array([len(prompt.text.split()) for prompt in prompts])
+    number = {turns: n for n, turns in enumerate(dict.fromkeys(p.messages for p in prompts))}
+    of = np.array([number[prompt.messages] for prompt in prompts], dtype=int)
+    words = np.array([len(turns[-1].content.split()) for turns in number])
     quarter = np.empty(len(words), dtype=int)
     quarter[np.argsort(words, kind="stable")] = np.arange(len(words)) * 4 // max(1, len(words))
-    found = {f"prompt length: {name}": quarter == n for n, name in enumerate(_QUARTERS)}
+    found = {f"prompt length: {name}": quarter[of] == n for n, name in enumerate(_QUARTERS)}
     tags = [_tags(prompt) for prompt in prompts]
     for tag in sorted({tag for own in tags for tag in own}):
         found[f"tag: {tag}"] = np.array([tag in own for own in tags])
-    return {name: member for name, member in found.items() if member.sum() >= _FEWEST}
+    return {name: member for name, member in found.items() if len(set(of[member])) >= _FEWEST}
 
 
 def _tags(prompt: Prompt) -> list[str]:

@@ -93,6 +93,8 @@ def page_context(run: Run) -> dict[str, Any]:
         "reward_figures": report_data.reward_figures(run),
         "accuracy_bars": report_data.accuracy_bars(run),
         "reward_verdict": report_data.reward_verdict(run),
+        "accuracy_parts": report_data.accuracy_parts(run),
+        "best_of_n": run.headroom.get("by_reward_model") or [],
         "calibration": report_data.calibration_figure(run),
         "sft_figures": report_data.sft_figures(run),
         "systems": report_data.systems_table(run),

@@ -503,27 +503,31 @@ def sft_figures(run: Run) -> list[Figure]:
 
 
 def accuracy_bars(run: Run) -> list[Json]:
-    """Held-out accuracy of the reward model and of the rules it must beat."""
+    """Held-out accuracy of the reward model, free of length, and of the rules it must beat."""
     reward = section(run.summary, "reward")
+    matched = f"reward model, equal lengths ({reward.get('length_matched_pairs')} pairs)"
     rows = (
-        ("accuracy", "reward model", False),
-        ("bag_of_words_accuracy", "bag of words", True),
-        ("longest_wins_accuracy", "the longer one wins", True),
-        ("shortest_wins_accuracy", "the shorter one wins", True),
+        ("accuracy", "accuracy_ci95", "reward model"),
+        ("length_matched_accuracy", "length_matched_ci95", matched),
+        (
+            "length_balanced_accuracy",
+            "length_balanced_ci95",
+            "reward model, longer and shorter winners alike",
+        ),
+        ("bag_of_words_accuracy", "", "bag of words"),
+        ("longest_wins_accuracy", "", "the longer one wins"),
+        ("shortest_wins_accuracy", "", "the shorter one wins"),
     )
     return [
         {
             "key": f"reward.{key}",
             "name": name,
-            "muted": muted,
-            "bar": curves.bar(
-                reward[key],
-                None if muted else reward.get("accuracy_ci95"),
-                reference=0.5,
-                muted=muted,
-            ),
+            "muted": not interval,
+            "first": key == "accuracy",
+            "interval": f"reward.{interval}" if reward.get(interval) else "",
+            "bar": curves.bar(reward[key], reward.get(interval), reference=0.5, muted=not interval),
         }
-        for key, name, muted in rows
+        for key, interval, name in rows
         if reward.get(key) is not None
     ]
 
@@ -541,6 +545,41 @@ def reward_verdict(run: Run) -> str:
         return ""
     best = max(0.5, *known)
     return "above" if interval[0] > best else "below" if interval[1] < best else "unclear"
+
+
+def accuracy_parts(run: Run) -> list[Json]:
+    """Accuracy by kind of pair: by which candidate is better, and by slice."""
+    reward = section(run.summary, "reward")
+    names = {"longer": "the longer one is better", "shorter": "the shorter one is better"}
+    found = [
+        {
+            "name": name,
+            "accuracy": f"reward.{way}_better_accuracy",
+            "interval": f"reward.{way}_better_ci95",
+            "pairs": f"reward.{way}_better_pairs",
+            "p": "",
+            "bar": _accuracy_bar(reward[f"{way}_better_accuracy"], reward[f"{way}_better_ci95"]),
+        }
+        for way, name in names.items()
+        if reward.get(f"{way}_better_accuracy") is not None
+    ]
+    for n, row in enumerate(reward.get("slices") or []):
+        key = f"reward.slices.{n}"
+        found.append(
+            {
+                "name": row["slice"],
+                "accuracy": f"{key}.accuracy",
+                "interval": f"{key}.accuracy_ci95",
+                "pairs": f"{key}.pairs",
+                "p": f"{key}.p_holm",
+                "bar": _accuracy_bar(row["accuracy"], row["accuracy_ci95"]),
+            }
+        )
+    return found
+
+
+def _accuracy_bar(accuracy: float, interval: Sequence[float]) -> Markup:
+    return curves.bar(accuracy, interval, reference=0.5)
 
 
 def calibration_figure(run: Run) -> Figure | None:

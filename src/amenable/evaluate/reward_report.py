@@ -22,7 +22,12 @@ from scipy.stats import spearmanr
 from amenable.data.schemas import Choice, Preference
 from amenable.errors import DataError
 from amenable.evaluate import statistics
+from amenable.evaluate.both_orders import holm
+from amenable.evaluate.judged import parts
 from amenable.evaluate.statistics import Floats
+
+ABOUT_EQUAL = 0.1
+"""Most that the longer candidate of a length-matched pair has more words, as a share of its own."""
 
 PENALTIES = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1)
 """L2 penalties among which cross-validation on the training pairs chooses for the bag of words."""
@@ -41,8 +46,10 @@ def reward_report(
 
     Returns:
         Plain numbers, ready for JSON. Accuracies count a margin (or length difference) of 0 as
-        one half; `accuracy_ci95` is clustered by prompt. `ece`, `brier` and `log_loss` are those of
-        sigmoid(margin) as it stands, `temperature` is what would calibrate it best.
+        one half; intervals are clustered by prompt; p values are of the sign test against a coin,
+        each prompt (`group`) by the mean of its pairs, `p_holm` for all slices together. `ece`,
+        `brier` and `log_loss` are those of sigmoid(margin) as it stands, `temperature` is what
+        would calibrate it best.
         `length_correlation` is Spearman's between score and length differences (words).
 
     Raises:
@@ -64,6 +71,8 @@ def reward_report(
         "pairs_eval": len(pairs),
         "ties_eval": len(test) - len(pairs),
         **_accuracy(pairs, values),
+        **_by_length(pairs, values),
+        "slices": _slices(pairs, values),
         **_baselines(learnable, pairs, seed),
         **_calibration(values, seed),
         "length_correlation": _length_correlation(pairs, values),
@@ -77,13 +86,13 @@ def _half_step(differences: Floats) -> Floats:
 
 def _accuracy(pairs: Sequence[Preference], margins: Floats) -> dict[str, Any]:
     """Accuracy, its interval over prompts, and accuracy by the size of the margin."""
-    correct = _half_step(margins)
-    interval = statistics.win_rate_interval(correct, [pair.prompt.group for pair in pairs])
+    correct, prompts = _half_step(margins), _prompts(pairs)
     order = np.argsort(np.abs(margins), kind="stable")
-    parts = [p for p in np.array_split(order, min(10, max(1, len(pairs) // 20))) if p.size]
+    bins = [p for p in np.array_split(order, min(10, max(1, len(pairs) // 20))) if p.size]
     return {
         "accuracy": float(correct.mean()),
-        "accuracy_ci95": interval.as_list(),
+        "accuracy_ci95": statistics.win_rate_interval(correct, prompts).as_list(),
+        "accuracy_p_value": _against_a_coin(correct, prompts),
         "by_margin": [
             {
                 "margin_low": float(np.abs(margins[p]).min()),
@@ -91,9 +100,90 @@ def _accuracy(pairs: Sequence[Preference], margins: Floats) -> dict[str, Any]:
                 "accuracy": float(correct[p].mean()),
                 "n": int(p.size),
             }
-            for p in parts
+            for p in bins
         ],
     }
+
+
+def _prompts(pairs: Sequence[Preference]) -> list[str]:
+    return [pair.prompt.group for pair in pairs]
+
+
+def _against_a_coin(correct: Floats, prompts: Sequence[str]) -> float:
+    """Two-sided p of the exact sign test: prompts of which more than half of the pairs are right.
+
+    Exact under a coin whatever the pairs of a prompt have in common.
+    """
+    surplus: dict[str, float] = dict.fromkeys(prompts, 0.0)
+    for prompt, right in zip(prompts, correct.tolist(), strict=True):
+        surplus[prompt] += right - 0.5
+    signs = np.sign(list(surplus.values()))
+    return statistics.sign_test_p(int((signs > 0).sum()), int((signs < 0).sum()))
+
+
+def _by_length(pairs: Sequence[Preference], margins: Floats) -> dict[str, Any]:
+    """Accuracy that length alone cannot give: at about equal length, and with both ways alike.
+
+    `length_balanced_accuracy` is the mean of that where the longer candidate is the better one and
+    of that where the shorter is; any rule on which is longer scores one half. A figure is null
+    where it has no pairs.
+    """
+    correct, prompts = _half_step(margins), np.array(_prompts(pairs), dtype=object)
+    words = np.array([[len(p.chosen.split()), len(p.rejected.split())] for p in pairs])
+    alike = np.abs(words[:, 0] - words[:, 1]) <= ABOUT_EQUAL * words.max(1)
+    longer = np.array([_longer(pair) for pair in pairs])
+    matched, longer_better, shorter_better = (
+        _estimate(correct[member], list(prompts[member]))
+        for member in (alike, longer > 0, longer < 0)
+    )
+    uneven = longer != 0
+    ways = [str(sign) for sign in longer[uneven]]
+    balanced: tuple[float | None, list[float] | None] = None, None
+    if len(set(ways)) == 2:
+        interval = statistics.balanced_interval(correct[uneven], ways, groups=list(prompts[uneven]))
+        balanced = statistics.balanced_win_rate(correct[uneven], ways), interval.as_list()
+    return {
+        "length_matched_pairs": int(alike.sum()),
+        "length_matched_accuracy": matched[0],
+        "length_matched_ci95": matched[1],
+        "longer_better_pairs": int((longer > 0).sum()),
+        "longer_better_accuracy": longer_better[0],
+        "longer_better_ci95": longer_better[1],
+        "shorter_better_pairs": int((longer < 0).sum()),
+        "shorter_better_accuracy": shorter_better[0],
+        "shorter_better_ci95": shorter_better[1],
+        "length_balanced_accuracy": balanced[0],
+        "length_balanced_ci95": balanced[1],
+    }
+
+
+def _estimate(correct: Floats, prompts: Sequence[str]) -> tuple[float | None, list[float] | None]:
+    """Accuracy and its interval over prompts; None without pairs."""
+    if not correct.size:
+        return None, None
+    return float(correct.mean()), statistics.win_rate_interval(correct, prompts).as_list()
+
+
+def _slices(pairs: Sequence[Preference], margins: Floats) -> list[dict[str, Any]]:
+    """Accuracy in quarters by the prompt's length and by the rows' tags."""
+    correct, prompts = _half_step(margins), np.array(_prompts(pairs), dtype=object)
+    found: list[dict[str, Any]] = []
+    for name, member in parts([pair.prompt for pair in pairs]).items():
+        own, groups = correct[member], list(prompts[member])
+        accuracy, interval = _estimate(own, groups)
+        found.append(
+            {
+                "slice": name,
+                "pairs": int(own.size),
+                "prompts": len(set(groups)),
+                "accuracy": accuracy,
+                "accuracy_ci95": interval,
+                "p_value": _against_a_coin(own, groups),
+            }
+        )
+    for row, p in zip(found, holm([row["p_value"] for row in found]), strict=True):
+        row["p_holm"] = p
+    return found
 
 
 def _calibration(margins: Floats, seed: int) -> dict[str, Any]:

@@ -99,7 +99,13 @@ def _model_judge(source: str, template: Any, key: str) -> Judge:
         key=key,
         device=best_device(),
     )
-    return ScoreJudge(Path(source).name, reward)
+    name, stored = Path(source).name, reward.temperature
+    remark = (
+        f"{name}: no reward_temperature is stored with it, so that its confidence is that of T = 1"
+        if stored is None
+        else f"{name}: its confidence is that of T = {stored:.4g}, which is stored with it"
+    )
+    return ScoreJudge(name, reward, 1.0 if stored is None else stored, remark)
 
 
 def _is_classifier(config: Path) -> bool:

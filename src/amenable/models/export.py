@@ -90,6 +90,7 @@ def export_reward(
     adapter: str | None = None,
     reward_offset: float = 0.0,
     *,
+    reward_temperature: float | None = None,
     base: str | None = None,
     dtype: torch.dtype | None = None,
 ) -> Path:
@@ -107,6 +108,8 @@ def export_reward(
         out: the folder to write or replace.
         adapter: which adapter to merge; None: the bare weights.
         reward_offset: mean raw score of the answers on which the reward is centred.
+        reward_temperature: T that makes sigmoid(score difference / T) the probability of the
+            higher score's answer being the better one; None: not known.
         base: what adapter_config.json names as its base model.
         dtype: of the saved trunk; default: the model's.
 
@@ -125,6 +128,8 @@ def export_reward(
         config = copy.deepcopy(plain.config)
         config.num_labels = 1
         config.update({"reward_offset": float(reward_offset), "problem_type": "regression"})
+        if reward_temperature is not None:
+            config.update({"reward_temperature": float(reward_temperature)})
         skeleton = _skeleton(AutoModelForSequenceClassification, config, dtype or plain.dtype)
         _set_ids(skeleton.config, tokenizer, eos)
         _save(skeleton, state, tokenizer, folder)

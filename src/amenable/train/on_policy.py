@@ -22,6 +22,7 @@ from amenable.data.row_file import open_prompts
 from amenable.errors import NumericsError, StageError
 from amenable.models.export import export_policy
 from amenable.rollout.headroom import report_headroom
+from amenable.rollout.rewards import score_groups
 from amenable.rollout.transformers_engine import RolloutCopy
 from amenable.rollout.types import Request, Sampling
 from amenable.train.best_checkpoint import open_best_checkpoint
@@ -160,9 +161,23 @@ class _OnPolicyLoop:
             )
             write_json(self._ctx.out / "gate.json", found)
         if self._gold is not None and self._ctx.recipe.evaluate.best_of:
-            report_headroom(self._ctx, self._engine, self._roles.foundation.renderer, self._gold)
+            renderer, role = self._roles.foundation.renderer, self._roles.reward_role
+            report_headroom(
+                self._ctx,
+                self._engine,
+                renderer,
+                self._gold,
+                None if role is None else self._centred,
+            )
         if self._best is not None:
             self._best.measure(0)
+
+    def _centred(self, groups: Sequence[PromptGroup]) -> Tensor:
+        """The own reward model's scores, 0 at its offset."""
+        role, pad_id = self._roles.reward_role, self._roles.foundation.renderer.pad_id
+        assert role is not None
+        budget = self._ctx.recipe.policy.micro_batch_tokens
+        return score_groups(role, groups, pad_id, budget) - self._roles.reward_offset
 
     def _too_far(self) -> bool:
         """Whether the last update's sequence KL is above the recipe's limit."""

@@ -2,7 +2,8 @@
 
 Both candidates of a pair share one encoding of their prompt. After training, scores are
 centred: `reward_offset` is the mean raw score of demonstrations (of chosen candidates where
-there are none), stored with the model and subtracted by whoever uses it.
+there are none), stored with the model and subtracted by whoever uses it. Beside it stands
+`reward_temperature`, which calibrates the scores on held-out pairs, unless all of them are right.
 """
 
 from __future__ import annotations
@@ -100,6 +101,8 @@ def run(ctx: StageContext) -> dict[str, Any]:
         ctx.folder.models / "reward",
         role.adapter,
         offset,
+        # Where every held-out pair is right no temperature fits: any choice would be certain.
+        reward_temperature=report["temperature"] if report["accuracy"] < 1 else None,
         base=ctx.recipe.model.base,
         dtype=foundation.dtype,
     )

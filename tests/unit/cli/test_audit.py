@@ -107,3 +107,92 @@ def test_a_judge_that_likes_a_place_is_undecided(
     shown = capsys.readouterr().out
     assert "Undecided in 40 rows" in shown
     assert "NO BETTER THAN CHANCE" in shown
+
+
+def rewardbench_rows(tmp_path: Path) -> str:
+    """Six rows of Math, of which a scorer of lengths gets four; a pair of Ties, which it gets."""
+    rows: list[dict[str, object]] = [
+        {
+            "id": str(n),
+            "prompt": f"{n} + {n}?",
+            "chosen": ["the sum" if n < 4 else "s"],
+            "rejected": ["no", "two", "" if n else "?" * 40],
+            "subset": "Math",
+        }
+        for n in range(1, 7)
+    ]
+    for kind, right in (("ref", ["a very long answer"]), ("tied", ["long enough", "long again!"])):
+        rows.append(
+            {
+                "id": f"{kind}:0",
+                "prompt": "Name one.",
+                "chosen": right,
+                "rejected": ["x"],
+                "subset": "Ties",
+            }
+        )
+    path = tmp_path / "rewardbench.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def test_a_scorer_on_rewardbench_2(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scorer = tmp_path / "scorer.py"
+    scorer.write_text(
+        "def length(prompts, completions, **_):\n"
+        "    return [None if p == '6 + 6?' else len(c) for p, c in zip(prompts, completions)]\n"
+    )
+    out = tmp_path / "out"
+    words = (rewardbench_rows(tmp_path), "--judge", f"{scorer}:length", "--out", str(out))
+    assert audit(monkeypatch, *words) == 0
+    shown = capsys.readouterr().out
+    assert "length on RewardBench 2, 8 rows" in shown
+    assert "  Math            0.600  [" in shown
+    assert "5 rows; chance 0.250" in shown
+    assert "Not among the rows, so not in the mean: Factuality, Precise IF, Safety, Focus." in shown
+    assert "1 rows have no score and are left out (" in shown
+    assert audit(monkeypatch, *words, "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found == json.loads((out / "rewardbench.json").read_text())
+    assert [row["score"] for row in found["domains"]] == pytest.approx([3 / 5, 1.01])
+    assert found["overall"] == pytest.approx((0.6 + 1.01) / 2)
+    rows = list(read_jsonl(out / "rewardbench.jsonl"))
+    assert rows[0]["chosen"] == [7.0]
+    assert rows[0]["rejected"] == [2.0, 3.0, 0.0]
+    assert rows[5]["chosen"] == [None]
+    assert rows[5]["reason"]
+    assert audit(monkeypatch, *words, "--rows", "3", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["overall"] == 1.0
+
+
+def test_a_judge_that_reads_cannot_score_rewardbench_2(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with ChatService() as service:
+        words = (rewardbench_rows(tmp_path), "--judge", service.url, "--judge-model", "m")
+        assert audit(monkeypatch, *words, "--out", str(tmp_path / "out")) == 2
+        assert not service.asked
+    assert "name a reward model, or a function that scores" in capsys.readouterr().err
+
+
+def test_a_judge_that_reads_compares_the_pairs_of_rewardbench(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [
+        {
+            "id": n,
+            "prompt": f"Text {n}.",
+            "chosen": "aa",
+            "rejected": "a",
+            "subset": "alpacaeval-easy",
+        }
+        for n in range(8)
+    ]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with ChatService() as service:
+        words = (str(path), "--judge", service.url, "--judge-model", "m", "--json")
+        assert audit(monkeypatch, *words, "--out", str(tmp_path / "out")) == 0
+    assert json.loads(capsys.readouterr().out)["accuracy"] == 1.0

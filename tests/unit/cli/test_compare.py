@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import os
 import subprocess
 import sys
@@ -195,8 +196,13 @@ def test_judging_ready_completions_imports_no_torch(files: dict[str, str], tmp_p
 
 
 def test_a_reward_models_folder_judges_by_its_scores(
-    tiny: Path, files: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny: Path,
+    files: dict[str, str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
+    """Its confidence is that of the temperature in its folder, or of 1, and it says which."""
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
     folder = tmp_path / "reward"
@@ -207,6 +213,17 @@ def test_a_reward_models_folder_judges_by_its_scores(
     assert compare(monkeypatch, *words) == 0
     (row,) = json.loads((out / "comparison.json").read_text())["comparisons"]
     assert (row["judge"], row["prompts"], row["bias"]["flips"]) == ("reward", 12, 0)
+    assert "no reward_temperature is stored with it" in capsys.readouterr().err
+    plain = [row["confidence"] for row in read_jsonl(out / "looks.jsonl")]
+    config = json.loads((folder / "config.json").read_text()) | {"reward_temperature": 0.25}
+    (folder / "config.json").write_text(json.dumps(config))
+    assert compare(monkeypatch, *words) == 0
+    assert "T = 0.25, which is stored with it" in capsys.readouterr().err
+    calibrated = [row["confidence"] for row in read_jsonl(out / "looks.jsonl")]
+    margins = [math.log(p / (1 - p)) for p in plain]
+    assert max(map(abs, margins)) > 1e-3
+    expected = [1 / (1 + math.exp(-margin / 0.25)) for margin in margins]
+    assert calibrated == pytest.approx(expected, abs=1e-9)
 
 
 def test_people_judge_by_a_sheet(

@@ -53,6 +53,11 @@ HOSTILE = (
 )
 """Text that must come out as text."""
 
+SLICES = (
+    *("prompt length: shortest", "prompt length: second", "prompt length: third"),
+    *("prompt length: longest", f"tag: {HOSTILE}"),
+)
+
 _WORDS = (  # noqa: SIM905 - a text is easier to read than a list
     "return the given path after symbolic links are resolved list of open files under a folder "
     "parse value header read next record from stream and raise if it is closed convert name "
@@ -156,6 +161,9 @@ def _write_policy(root: Path, rng: np.random.Generator, updates: int) -> None:
         "sft_greedy": 0.538,
         "sft_sampled": 0.461,
         "best_of_n": 0.792,
+        "by_reward_model": [
+            {"n": 2**k, "kl": 0.7 * k, "proxy": 0.4 * k, "gold": 0.461 + 0.05 * k} for k in range(5)
+        ],
     }
     _json(root / "stages/policy/headroom.json", headroom)
 
@@ -217,6 +225,30 @@ def _reward_section(rng: np.random.Generator) -> dict[str, Any]:
         "ties_eval": 6,
         "accuracy": float(correct.mean()),
         "accuracy_ci95": win_rate_interval(correct).as_list(),
+        "accuracy_p_value": 3e-9,
+        "length_matched_pairs": 61,
+        "length_matched_accuracy": 0.7213,
+        "length_matched_ci95": [0.5982, 0.8181],
+        "longer_better_pairs": 165,
+        "longer_better_accuracy": 0.6848,
+        "longer_better_ci95": [0.6106, 0.7509],
+        "shorter_better_pairs": 235,
+        "shorter_better_accuracy": 0.8383,
+        "shorter_better_ci95": [0.7858, 0.8799],
+        "length_balanced_accuracy": 0.7616,
+        "length_balanced_ci95": [0.7163, 0.8018],
+        "slices": [
+            {
+                "slice": name,
+                "pairs": 100,
+                "prompts": 90,
+                "accuracy": 0.7 + n / 50,
+                "accuracy_ci95": [0.61 + n / 50, 0.79 + n / 50],
+                "p_value": 0.0004,
+                "p_holm": 0.0016,
+            }
+            for n, name in enumerate(SLICES)
+        ],
         "longest_wins_accuracy": 0.4125,
         "shortest_wins_accuracy": 0.5875,
         "bag_of_words_accuracy": 0.6475,

@@ -99,6 +99,43 @@ def test_page_shows_every_section(finished: Path) -> None:
         assert heading in page.text
 
 
+def test_reward_model_by_length_and_slice(finished: Path, fake_run: ModuleType) -> None:
+    html, page = render(finished)
+    for words in (
+        "reward model, equal lengths (61 pairs)",
+        "reward model, longer and shorter winners alike",
+        "the shorter one is better",
+        "prompt length: longest",
+        "Best of n samples by the reward model",
+    ):
+        assert words in page.text
+    shown = {str(attributes["data-key"]): text for attributes, text in page.figures}
+    assert shown["reward.length_balanced_accuracy"] == "76.2"
+    assert shown["reward.slices.4.accuracy_ci95.1"] == "87.0"
+    assert shown["reward.slices.0.p_holm"] == "0.002"
+    assert shown["reward.accuracy_p_value"] == "<\u00a00.001"
+    assert "<script>alert" not in html, "tags are text"
+    assert fake_run.HOSTILE in fake_run.SLICES[4]
+
+
+def test_a_run_of_before_these_figures_has_a_page(finished: Path) -> None:
+    summary = json.loads((finished / "summary.json").read_text())
+    old = ("pairs_", "ties_", "accuracy_ci95", "longest", "shortest", "bag", "ece", "temperature")
+    kept = (*old, "brier", "log_loss", "length_correlation", "by_margin", "calibration")
+    reward = {k: v for k, v in summary["reward"].items() if k == "accuracy" or k.startswith(kept)}
+    assert "slices" not in reward
+    assert "accuracy_p_value" not in reward
+    (finished / "summary.json").write_text(json.dumps(summary | {"reward": reward}))
+    headroom = finished / "stages/policy/headroom.json"
+    found = json.loads(headroom.read_text())
+    del found["by_reward_model"]
+    headroom.write_text(json.dumps(found))
+    text = render(finished)[1].text
+    assert "the longer one wins" in text
+    assert "Where it is right" not in text
+    assert "Best of n samples by" not in text
+
+
 def test_page_says_that_the_annotator_is_simulated(tmp_path: Path, build_run: Build) -> None:
     simulated = render(build_run(tmp_path / "a", prompts=10))[1].text
     assert "The annotator is a simulation" in simulated

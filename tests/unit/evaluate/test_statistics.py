@@ -113,6 +113,78 @@ def test_clustered_interval_covers_and_the_row_interval_does_not() -> None:
     assert rows / 600 < 0.9
 
 
+def test_one_stratum_is_a_plain_win_rate() -> None:
+    rng = np.random.default_rng(5)
+    scores, groups = rng.choice([0, 0.5, 1, 0.3], 80), (np.arange(80) // 3).tolist()
+    for of in (None, groups):
+        found = S.balanced_interval(scores, ["a"] * 80, groups=of)
+        expected = S.win_rate_interval(scores, of)
+        assert found.as_list() == pytest.approx(expected.as_list(), abs=1e-12)
+    assert S.balanced_win_rate(scores, ["a"] * 80) == pytest.approx(scores.mean(), abs=1e-12)
+
+
+def test_balanced_interval_by_brute_force() -> None:
+    """The variance as a sum over all pairs of rows of one prompt, the interval by statsmodels."""
+    proportion = pytest.importorskip("statsmodels.stats.proportion")
+    rng = np.random.default_rng(6)
+    scores = rng.choice([0.0, 0.5, 1.0], 60)
+    strata = rng.choice(["a", "b", "c"], 60, p=[0.6, 0.3, 0.1]).tolist()
+    shares = {"a": 0.5, "b": 0.3, "c": 0.2}
+    prompts = rng.integers(0, 40, 60).tolist()
+    rows = list(zip(scores.tolist(), strata, prompts, strict=True))
+    rows += [(score, name, f"{name}{score}") for name in shares for score in (0.0, 1.0)]
+    sizes = {name: strata.count(name) for name in shares}
+    means = {name: sum(s for s, of, _ in rows if of == name) / (sizes[name] + 2) for name in shares}
+
+    def pull(row: tuple[float, str, object]) -> float:
+        score, name, _ = row
+        return shares[name] * (score - means[name]) / (sizes[name] * (sizes[name] + 2)) ** 0.5
+
+    variance = sum(pull(a) * pull(b) for a in rows for b in rows if a[2] == b[2])
+    clusters = len({row[2] for row in rows})
+    variance *= clusters / (clusters - 1)
+    mean = sum(shares[name] * means[name] for name in shares)
+    trials = mean * (1 - mean) / variance
+    rate = sum(
+        shares[name] * np.mean([s for s, of in zip(scores, strata, strict=True) if of == name])
+        for name in shares
+    )
+    assert S.balanced_win_rate(scores, strata, shares) == pytest.approx(rate, abs=1e-12)
+    expected = proportion.proportion_confint(rate * trials, trials, method="wilson")
+    found = S.balanced_interval(scores, strata, shares, prompts)
+    assert found.as_list() == pytest.approx(expected, abs=1e-9)
+    with pytest.raises(DataError, match="names of strata"):
+        S.balanced_win_rate(scores, strata[1:])
+
+
+@pytest.mark.parametrize(
+    ("sizes", "rates"), [((150, 50), (0.9, 0.4)), ((40, 160), (0.5, 0.7)), ((30, 20), (0.95, 0.9))]
+)
+def test_balanced_interval_covers_the_truth(
+    sizes: tuple[int, int], rates: tuple[float, float]
+) -> None:
+    """Two unequal strata; the interval that takes all rows for one covers less or wanders off."""
+    rng = np.random.default_rng(8)
+    strata = ["a"] * sizes[0] + ["b"] * sizes[1]
+    chances = np.repeat(rates, sizes)
+    draws = (rng.random((600, sum(sizes))) < chances).astype(float)
+    covered = np.mean([np.mean(rates) in S.balanced_interval(row, strata) for row in draws])
+    assert 0.92 <= covered <= 0.98
+
+
+def test_balanced_interval_covers_where_prompts_stand_in_both_strata() -> None:
+    """One row of each stratum a prompt, with a common chance; as if apart, it covers less."""
+    rng = np.random.default_rng(9)
+    strata, prompts = ["a", "b"] * 100, np.repeat(np.arange(100), 2).tolist()
+    covered = apart = 0
+    for _ in range(600):
+        row = (rng.random(200) < np.repeat(rng.beta(0.6, 0.4, 100), 2)).astype(float)
+        covered += 0.6 in S.balanced_interval(row, strata, groups=prompts)
+        apart += 0.6 in S.balanced_interval(row, strata)
+    assert 0.92 <= covered / 600 <= 0.98
+    assert apart / 600 < 0.92
+
+
 def test_sign_test_by_hand() -> None:
     """9 of 10: 2 (C(10,9) + C(10,10)) / 2^10 = 22 / 1024."""
     assert S.sign_test_p(9, 1) == pytest.approx(22 / 1024)

@@ -3,6 +3,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+import pytest
+from scipy.special import expit
+
 from amenable.data.schemas import Message, Prompt, Speaker
 from amenable.judges import Verdict
 from amenable.judges.asking import Pair, ask_both_orders
@@ -38,6 +42,27 @@ def test_the_higher_score_wins_in_either_order(tmp_path: Path) -> None:
     assert reward.calls == 4, "every text once"
     ask_both_orders(ScoreJudge("words", reward), pairs, store)
     assert reward.calls == 8, "nobody can tell whether a function has changed"
+    store.close()
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 2.5])
+def test_confidence_is_calibrated_by_the_temperature(temperature: float, tmp_path: Path) -> None:
+    prompt = Prompt(messages=(Message(Speaker.USER, "?"),), id="p", group="")
+    pairs = [Pair(prompt, "a", "a b c d"), Pair(prompt, "a", "b"), Pair(prompt, "a", "a " * 5000)]
+    judge, store = ScoreJudge("words", Words(), temperature), ReplyStore(tmp_path / "r.sqlite")
+    replies = [look.reply for look in ask_both_orders(judge, pairs, store).looks]
+    margins = np.array([-3, 3, 0, 0, -4999, 4999]) / temperature
+    expected = expit(margins)
+    assert [reply.confidence for reply in replies] == pytest.approx(expected, abs=1e-9)
+    assert replies[0].text == f"1 against 4, T = {temperature:g}"
+    store.close()
+
+
+def test_scores_that_are_no_logits_have_no_confidence(tmp_path: Path) -> None:
+    prompt = Prompt(messages=(Message(Speaker.USER, "?"),), id="p", group="")
+    store = ReplyStore(tmp_path / "replies.sqlite")
+    asked = ask_both_orders(ScoreJudge("words", Words()), [Pair(prompt, "a", "a b")], store)
+    assert {look.reply.confidence for look in asked.looks} == {None}
     store.close()
 
 

@@ -136,7 +136,7 @@ def test_plain_classifier_gives_our_raw_score(
     live = with_adapters(build(family), "reward")
     head = ScalarHead(32, seed=5)
     ours = head(hidden(live)[torch.arange(3), LAST])
-    export_reward(live, head, tokenizer, tmp_path / "out", "reward", 1.25)
+    export_reward(live, head, tokenizer, tmp_path / "out", "reward", 1.25, reward_temperature=1.5)
     classifier = load_plain(tmp_path / "out", AutoModelForSequenceClassification)
     with torch.no_grad():
         plain = classifier(IDS, attention_mask=MASK).logits[:, 0]
@@ -149,6 +149,7 @@ def test_plain_classifier_gives_our_raw_score(
     torch.testing.assert_close(shifted, ours[1], atol=1e-3, rtol=1e-3)
     assert classifier.config.num_labels == 1
     assert classifier.config.reward_offset == 1.25
+    assert classifier.config.reward_temperature == 1.5
     assert classifier.config.pad_token_id == 0
     read, offset = load_reward_head(tmp_path / "out")
     assert torch.equal(read.weight, head.weight)

@@ -1,11 +1,16 @@
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
+from itertools import combinations
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
 from amenable.artifacts import StageContext, read_json, write_jsonl
+from amenable.data.collate import PromptGroup
 from amenable.rollout.headroom import report_headroom
 from amenable.rollout.types import Request, Rollout, Sampling
 
@@ -69,3 +74,27 @@ def test_means_by_hand(make_context: MakeContext) -> None:
     }
     assert read_json(ctx.out / "headroom.json") == found
     assert len(set(engine.keys)) == 8
+
+
+def test_best_of_n_by_the_reward_model_is_the_mean_over_all_subsets(
+    make_context: MakeContext,
+) -> None:
+    """The proxy likes 2 best, then 0, 3, 1: gold by it rises from n = 1 to 2 and stays below 3."""
+    ctx = make_context(
+        "policy", evaluate__best_of=4, evaluate__best_of_prompts=2, policy__temperature=0.7
+    )
+    rows = [{"id": name, "group": name, "input_text": name} for name in "ab"]
+    write_jsonl(ctx.folder.data / "prompts.train.jsonl", rows)
+    liking = {0: 0.5, 1: -1.0, 2: 2.0, 3: 0.25}
+
+    def proxy(groups: Sequence[PromptGroup]) -> torch.Tensor:
+        return torch.tensor([liking[ids[0] % 10] for group in groups for ids in group.completions])
+
+    parts: list[Any] = [NumberEngine(), NumberRenderer(), NumberAnnotator()]
+    found = report_headroom(ctx, *parts, proxy)["by_reward_model"]
+    assert [row["n"] for row in found] == [1, 2, 4]
+    for row in found:
+        chosen = [max(some, key=lambda k: liking[k]) for some in combinations(range(4), row["n"])]
+        assert row["gold"] == pytest.approx(np.mean(chosen) + 5, abs=1e-9)
+        assert row["proxy"] == pytest.approx(np.mean([liking[k] for k in chosen]), abs=1e-9)
+    assert found[2]["kl"] == pytest.approx(math.log(4) - 0.75)

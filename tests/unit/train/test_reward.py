@@ -194,6 +194,7 @@ def test_ten_pairs_are_learnt_and_scores_are_centred(
             scores.append(model(torch.tensor([ids])).logits.item())
     assert section["reward_offset"] == pytest.approx(sum(scores) / 6, abs=1e-3)
     assert model.config.reward_offset == section["reward_offset"]
+    assert not hasattr(model.config, "reward_temperature"), "none fits where every pair is right"
     assert read_json(ctx.out / "report.json")["reward_offset"] == section["reward_offset"]
     assert (out / "adapter").is_dir() == lora
 
@@ -235,6 +236,9 @@ def test_without_demonstrations_chosen_candidates_are_the_zero(
         for group in groups
     ]
     assert section["reward_offset"] == pytest.approx(sum(scores) / 10, abs=1e-4)
+    assert section["accuracy"] < 1
+    config = read_json(ctx.folder.models / "reward" / "config.json")
+    assert config["reward_temperature"] == section["temperature"]
 
 
 def test_a_resumed_stage_gives_the_same_bytes(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -33,7 +34,8 @@ class FolderReward:
     chat template, the completion with end of sequence behind it. An encoder (a tokenizer with
     [CLS] and [SEP]) reads them as its pair of texts. Prompts are cut to `max_prompt_tokens` of its
     own tokens, completions never: one that it cannot read whole has no score. Texts of like length
-    share a forward pass. A `reward_offset` in its `config.json` is subtracted.
+    share a forward pass. A `reward_offset` in its `config.json` is subtracted; `temperature` is its
+    `reward_temperature`, None where there is none.
 
     Args:
         source: a folder or a hub id; weights must be safetensors.
@@ -47,8 +49,8 @@ class FolderReward:
         dtype: of its weights.
 
     Raises:
-        ModelError: it cannot be loaded, its head is not among the weights, or it gives other than
-            one number a text.
+        ModelError: it cannot be loaded, its head is not among the weights, it gives other than one
+            number a text, or its temperature is no number above 0.
     """
 
     def __init__(
@@ -70,6 +72,7 @@ class FolderReward:
         self._model = _load_classifier(source, who, dtype).to(self._device)
         self._budget = micro_batch_tokens
         self._offset = float(getattr(self._model.config, "reward_offset", 0.0))
+        self.temperature = _temperature(self._model.config, who)
         tokenizer, eos, self._is_pair = _open_tokenizer(source)
         self._longest = _positions(self._model, tokenizer)
         room = self._longest - max_completion_tokens - _MARKS
@@ -144,6 +147,18 @@ class FolderReward:
         }
         scores = self._model(**inputs).logits[:, 0].float() - self._offset
         return cast(list[float], scores.tolist())
+
+
+def _temperature(config: Any, who: str) -> float | None:
+    """`reward_temperature`, None where there is none."""
+    value = getattr(config, "reward_temperature", None)
+    fits = isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf
+    if value is not None and not fits:
+        raise ModelError(
+            f"{who}: reward_temperature in config.json is {value!r}; write a number above 0, or "
+            "remove it"
+        )
+    return None if value is None else float(value)
 
 
 def _open_tokenizer(source: str) -> tuple[Any, frozenset[int], bool]:

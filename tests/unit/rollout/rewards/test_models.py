@@ -102,6 +102,20 @@ def test_offset_is_subtracted(gpt2: Path, tmp_path: Path) -> None:
     assert judged(tmp_path) == pytest.approx(expected, abs=1e-5)
 
 
+def test_temperature_is_read_from_its_folder(gpt2: Path, tmp_path: Path) -> None:
+    assert FolderReward(str(gpt2), **LIMITS).temperature is None
+    for file in gpt2.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    plain = json.loads((tmp_path / "config.json").read_text())
+    for value in (1.75, 2):
+        (tmp_path / "config.json").write_text(json.dumps({**plain, "reward_temperature": value}))
+        assert FolderReward(str(tmp_path), **LIMITS).temperature == value
+    for value in (0, -1.0, "warm", True):
+        (tmp_path / "config.json").write_text(json.dumps({**plain, "reward_temperature": value}))
+        with pytest.raises(ModelError, match="write a number above 0"):
+            FolderReward(str(tmp_path), **LIMITS)
+
+
 def test_completion_that_it_cannot_read_whole_fails_and_is_not_cut(gpt2: Path) -> None:
     found = judged(gpt2, PROMPTS, ["Yes.", "wet " * 400, "It", "No"])
     assert isinstance(found[1], Failed)
