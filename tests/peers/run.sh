@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Compares our losses with other libraries' and gives them the files that we write, each in a
-# virtual environment of its own.
+# Compares our losses with other libraries', gives them the files that we write and runs the harness
+# of `amenable benchmark`, each in a virtual environment of its own.
 # PYTHON names the interpreter (3.11 to 3.13), TORCH_INDEX the index that torch comes from.
 # With arguments, runs only the named peers: tests/peers/run.sh trl
 set -euo pipefail
@@ -10,6 +10,7 @@ PYTHON="${PYTHON:-python3.11}"
 TORCH="torch==2.13.0"
 declare -A REQUIREMENTS=(
   [trl]="trl==1.16.* transformers peft datasets jaxtyping msgspec pytest numpy scipy"
+  [lm_eval]="lm-eval[hf]==0.4.13 transformers peft datasets scipy typer rich msgspec filelock fsspec pyarrow safetensors tomli-w jaxtyping pytest"
   [torchtune]="torchtune==0.6.1 torchao==0.9.0 jaxtyping pytest"
 )
 
@@ -24,7 +25,7 @@ prepare() { # peer: makes .venv-peers-PEER unless it already holds these require
 }
 
 export PYTHONPATH=src HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 HF_DATASETS_DISABLE_PROGRESS_BARS=1
-[[ $# -gt 0 ]] || set -- trl torchtune
+[[ $# -gt 0 ]] || set -- trl torchtune lm_eval
 status=0
 for peer in "$@"; do
   prepare "$peer"

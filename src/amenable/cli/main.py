@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 import amenable
-from amenable.cli import audit, compare, data, generate, lab, models, plan, report, run
+from amenable.cli import audit, benchmark, compare, data, generate, lab, models, plan, report, run
 from amenable.errors import AmenableError
 from amenable.masking import without_secrets
 
@@ -30,6 +30,7 @@ app.command("plan", epilog=plan.EXAMPLE)(plan.plan)
 app.command("generate", epilog=generate.EXAMPLE)(generate.generate)
 app.command("compare", epilog=compare.EXAMPLE)(compare.compare)
 app.command("audit", epilog=audit.EXAMPLE)(audit.audit)
+app.command("benchmark", epilog=benchmark.EXAMPLE)(benchmark.benchmark)
 app.command("report", epilog=report.EXAMPLE)(report.report)
 app.add_typer(data.app, name="data")
 app.add_typer(models.app, name="models")

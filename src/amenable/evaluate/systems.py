@@ -64,6 +64,28 @@ def model_source(model: str) -> Path | str:
     return resolve_base(str(tuned) if tuned.is_dir() else model)
 
 
+def systems_of_run(folder: Path) -> list[System]:
+    """The base of a run, and the SFT and tuned models that it has made.
+
+    Raises:
+        UsageError: it is no run folder, or has made none of the two.
+        RecipeError: its recipe cannot be read.
+    """
+    from amenable.artifacts import RunFolder
+    from amenable.config.load import load_recipe
+
+    run = RunFolder(folder)
+    if not run.recipe_path.is_file():
+        raise UsageError(
+            f"{folder}: no run folder (no recipe.toml); give one, or two models: BASE TUNED"
+        )
+    made = [name for name in ("sft", "tuned") if (run.models / name).is_dir()]
+    if not made:
+        raise UsageError(f"{folder}: has no models/sft or models/tuned yet; let the run go on")
+    base = System("base", load_recipe(run.recipe_path).model.base)
+    return [base, *(System(name, str(run.models / name)) for name in made)]
+
+
 def read_completions(path: str) -> dict[str, tuple[Prompt, str]]:
     """Prompt and completion by the prompt's text, of a file of completions.
 
