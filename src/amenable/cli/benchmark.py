@@ -131,8 +131,8 @@ def _sources(
         ModelError: a model is missing, or of an unsupported kind.
         UsageError: a chat template is wanted of a model that has none.
     """
-    from amenable.evaluate.systems import model_source
     from amenable.errors import UsageError
+    from amenable.evaluate.systems import model_source
     from amenable.models.check import check_base
     from amenable.models.load import load_tokenizer
 
