@@ -47,9 +47,6 @@ GUIDES = {
 }
 """What a good curve looks like, and what the usual bad ones mean."""
 
-MAX_TEXT = 4000
-"""Characters shown of one text."""
-
 SAMPLES_BUDGET = 900_000
 """Characters of the sample table; the page stays under 2 MB."""
 

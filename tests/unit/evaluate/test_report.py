@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from amenable.artifacts import RunFolder
-from amenable.evaluate import report, report_data
+from amenable.evaluate import pages, report, report_data
 
 Build = Callable[..., Path]
 
@@ -181,8 +181,9 @@ def test_model_text_stays_text(finished: Path, fake_run: ModuleType) -> None:
     assert fake_run.HOSTILE.startswith("<script>")
 
 
-def test_template_never_trusts_text() -> None:
-    assert "|safe" not in (report.TEMPLATES / "report.html").read_text().replace(" ", "")
+def test_templates_never_trust_text() -> None:
+    for path in pages.TEMPLATES.glob("*.html"):
+        assert "|safe" not in path.read_text(encoding="utf-8").replace(" ", ""), path.name
 
 
 @pytest.mark.parametrize(
@@ -273,17 +274,17 @@ def test_same_run_same_bytes(finished: Path) -> None:
     ],
 )
 def test_hidden_characters_are_spelled_out(text: str, shown: str) -> None:
-    assert report.visible(text) == shown
+    assert pages.visible(text) == shown
 
 
 def test_clip_loses_nothing_below_the_limit() -> None:
     text = "word " * 300
-    head, rest, left_out = report.clip(text, 100)
+    head, rest, left_out = pages.clip(text, 100)
     assert head + rest == text
     assert len(head) <= 100
     assert left_out == 0
-    assert report.clip("x" * 5000, 100)[2] == 1000
-    assert report.clip("short", 100) == ("short", "", 0)
+    assert pages.clip("x" * 5000, 100)[2] == 1000
+    assert pages.clip("short", 100) == ("short", "", 0)
 
 
 @pytest.mark.parametrize(
@@ -302,13 +303,13 @@ def test_clip_loses_nothing_below_the_limit() -> None:
     ],
 )
 def test_values_are_shown_in_words(value: object, style: str, text: str) -> None:
-    assert report.show(value, style) == text
+    assert pages.show(value, style) == text
 
 
 def test_lookup_of_what_is_not_there_is_none() -> None:
-    assert report.lookup({"a": [{"b": 1}]}, "a.0.b") == 1
+    assert pages.lookup({"a": [{"b": 1}]}, "a.0.b") == 1
     for key in ("a.1.b", "a.x", "c", "a.0.b.d"):
-        assert report.lookup({"a": [{"b": 1}]}, key) is None
+        assert pages.lookup({"a": [{"b": 1}]}, key) is None
 
 
 def test_model_cards(finished: Path) -> None:
