@@ -135,7 +135,8 @@ def figures_of(summary: Mapping[str, Any]) -> Callable[[str, str], Markup]:
 
 def frame() -> dict[str, Any]:
     """What `base.html` needs: style sheet, script, the policy that lets them in, the version."""
-    style, script = template_text("report.css"), template_text("report.js")
+    style = template_text("report.css")
+    script = template_text("report.js") + template_text("samples.js")
     return {
         "version": __version__,
         "style": Markup(style),  # our own files, which the policy's hashes vouch for

@@ -61,7 +61,6 @@ def page(run: Run, folder_name: str = "run") -> str:
 def page_context(run: Run) -> dict[str, Any]:
     """Every section of the page as plain values, lists and charts; empty where there is nothing."""
     found = report_data.comparisons(run)
-    shown = report_data.sample_rows(run)
     return {
         "run": run,
         "progress": report_data.progress_of(run),
@@ -80,7 +79,7 @@ def page_context(run: Run) -> dict[str, Any]:
         "calibration": report_data.calibration_figure(run),
         "sft_figures": report_data.sft_figures(run),
         "systems": report_data.systems_table(run),
-        "samples": shown,
+        "samples": report_data.sample_browser(run),
         "samples_total": len(run.completions),
         "training_samples": report_data.training_samples(run),
         "headroom_bars": report_data.headroom_bars(run),
