@@ -84,6 +84,26 @@ def lookup(summary: Mapping[str, Any], key: str) -> Any:
     return found
 
 
+def at_pointer(document: Any, pointer: str) -> Any:
+    """The value under a JSON Pointer such as `/comparisons/0/win_rate`; None where there is none.
+
+    Source: RFC 6901.
+    """
+    found = document
+    for part in pointer.split("/")[1:]:
+        key = part.replace("~1", "/").replace("~0", "~")
+        if isinstance(found, list):
+            found = found[int(key)] if key.isdigit() and int(key) < len(found) else None
+        else:
+            found = found.get(key) if isinstance(found, Mapping) else None
+    return found
+
+
+def pointer_part(key: str) -> str:
+    """A key as it stands in a JSON Pointer."""
+    return key.replace("~", "~0").replace("/", "~1")
+
+
 def show(value: object, style: str = "number") -> str:
     """A value as the page prints it; the styles are the keys below, text passes through."""
     if isinstance(value, bool) or not isinstance(value, int | float):
@@ -114,11 +134,18 @@ def _duration(seconds: float) -> str:
     return f"{minutes // 60}\u00a0h {minutes % 60:02d}\u00a0min"
 
 
-def figures_of(summary: Mapping[str, Any]) -> Callable[[str, str], Markup]:
-    """The template's way to print a figure of `summary.json`, marked with its key and value."""
+def figures_of(
+    document: Any, find: Callable[[Any, str], Any] = lookup
+) -> Callable[[str, str], Markup]:
+    """The templates' way to print a figure of a JSON document, marked with its key and value.
+
+    Args:
+        document: `summary.json` or its like.
+        find: what a key names in it.
+    """
 
     def figure(key: str, style: str = "number") -> Markup:
-        value = lookup(summary, key)
+        value = find(document, key)
         text = escape(show(value, style))
         if isinstance(value, bool) or not isinstance(value, int | float):
             return Markup(f'<span class="none">{text}</span>')
