@@ -5,7 +5,6 @@ import hashlib
 import json
 import re
 import shutil
-import subprocess
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
@@ -341,24 +340,3 @@ def test_hostile_names_cannot_break_the_card(finished: Path) -> None:
     report.write_model_cards(RunFolder(finished))
     text = (finished / "models/tuned/README.md").read_text(encoding="utf-8")
     assert "# a\\|b \\# c \\<script\\>: policy" in text
-
-
-CHROMIUM = (
-    shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-)
-
-
-@pytest.mark.browser
-@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
-def test_script_runs_under_the_policy_without_a_message(finished: Path, tmp_path: Path) -> None:
-    render(finished)
-    command = [
-        str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic",
-        "--no-first-run", "--disable-background-networking",
-        "--disable-component-update", "--disable-sync",
-        "--enable-logging=stderr", f"--user-data-dir={tmp_path / 'profile'}",
-        "--host-resolver-rules=MAP * ~NOTFOUND", "--dump-dom", (finished / "report.html").as_uri(),
-    ]  # fmt: skip
-    found = subprocess.run(command, capture_output=True, text=True, timeout=90, check=True)
-    assert ">40 of 40 prompts<" in found.stdout
-    assert "CONSOLE" not in found.stderr

@@ -53,8 +53,10 @@
   const reload = document.getElementById("reload");
   if (reload) {
     reload.closest("label").hidden = false;
+    const folds = () => [...document.querySelectorAll("details[open]")];
+    const open = new Set(folds()); // some begin so
     setInterval(() => {
-      const busy = document.getElementById("find")?.value || document.querySelector("details[open]");
+      const busy = document.getElementById("find")?.value || folds().some((fold) => !open.has(fold));
       if (reload.checked && !busy) location.reload();
     }, 20000);
   }
