@@ -76,6 +76,7 @@ def compare(
     from amenable.artifacts import Progress, RunFolder
     from amenable.errors import UsageError
     from amenable.evaluate import compare as comparison
+    from amenable.evaluate import comparison_page
     from amenable.evaluate.judge_audit import read_audits
     from amenable.evaluate.systems import named_systems
     from amenable.judges.opening import open_judges
@@ -102,6 +103,7 @@ def compare(
         names = [system.name for system in named]
         compared = comparison.judge_all(opened, names, answers, out, options)
         comparison.write_results(out, compared)
+        comparison_page.render(out)
     found = compared.result
     typer.echo(json.dumps(found, indent=2) if as_json else _shown(found, out))
     comparison.check_replies(found, out)

@@ -12,11 +12,10 @@ from typing import Any
 from markupsafe import Markup
 from scipy.stats import t as student
 
-from amenable import __version__
 from amenable.artifacts import Json, RunFolder
 from amenable.evaluate import curves, report_data
 from amenable.evaluate.curves import Series
-from amenable.evaluate.report import content_policy, environment, template_text
+from amenable.evaluate.pages import environment, frame
 from amenable.evaluate.report_data import Run
 
 CURVES = (
@@ -124,7 +123,6 @@ def page(folders: Sequence[Path], found: Json) -> str:
     """
     runs = [report_data.read_run(RunFolder(folder)) for folder in folders]
     names = _names(found["runs"])
-    style, script = template_text("report.css"), template_text("report.js")
     led = sorted(found["spread"], key=_first_of_all)
     for row in found["spread"]:
         row["judge_label"] = report_data.judge_label(row["judge"], row["simulated"])
@@ -132,6 +130,7 @@ def page(folders: Sequence[Path], found: Json) -> str:
         environment()
         .get_template("runs.html")
         .render(
+            **frame(),
             runs=[{**row, "label": name} for row, name in zip(found["runs"], names, strict=True)],
             comparisons=_table(found["runs"], names),
             spread=led,
@@ -139,10 +138,6 @@ def page(folders: Sequence[Path], found: Json) -> str:
             charts=_charts(runs, names),
             most=LINES,
             simulated=any(row["simulated"] for row in found["runs"]),
-            version=__version__,
-            style=Markup(style),
-            script=Markup(script),
-            policy=content_policy(style, script),
         )
     )
 

@@ -21,6 +21,8 @@ from amenable.artifacts import Json, RunFolder
 from amenable.evaluate import curves
 from amenable.evaluate.curves import Series
 from amenable.evaluate.overoptimization import GoldCurve, fit_gold
+from amenable.evaluate.pages import show
+from amenable.evaluate.samples import Answer, Browser, Outcome, Sample, browser, pairs
 
 SYSTEMS = {"base": "base", "sft": "SFT", "tuned": "tuned"}
 STAGES = ("data", "sft", "collect", "reward", "policy", "evaluate")
@@ -47,11 +49,8 @@ GUIDES = {
 }
 """What a good curve looks like, and what the usual bad ones mean."""
 
-MAX_TEXT = 4000
-"""Characters shown of one text."""
-
-SAMPLES_BUDGET = 900_000
-"""Characters of the sample table; the page stays under 2 MB."""
+SAMPLES_BUDGET = 1_200_000
+"""Bytes of the samples; the page stays under 2 MB."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -634,54 +633,64 @@ def systems_table(run: Run) -> list[Json]:
     ]
 
 
-def sample_rows(run: Run) -> list[Json]:
-    """The side-by-side table: as many held-out prompts as fit the page, in the file's order."""
-    found, spent = [], 0
-    for row in run.completions:
-        shown = _sample(run, row)
-        spent += 600 + len(shown["prompt"]) + sum(len(cell["text"]) for cell in shown["cells"])
-        if spent > SAMPLES_BUDGET:
-            break
-        found.append(shown)
-    return found
-
-
-def _sample(run: Run, row: Json) -> Json:
-    scores = section(row, "scores")
-    judge = "annotator" if "annotator" in scores else next(iter(scores), "")
-    by_judge = section(scores, judge)
-    texts = section(row, "completions")
-    before = by_judge.get("sft", by_judge.get("base"))
-    change = (
-        by_judge["tuned"] - before
-        if before is not None and by_judge.get("tuned") is not None
-        else None
+def sample_browser(run: Run) -> Browser | None:
+    """The side-by-side samples: as many held-out prompts as fit the page, in the file's order."""
+    rows = run.completions
+    names = [n for n in SYSTEMS if any(n in section(r, "completions") for r in rows)]
+    judges = list(dict.fromkeys(judge for row in rows for judge in section(row, "scores")))
+    judges.sort(key=lambda judge: judge != "annotator")
+    if not names:
+        return None
+    return browser(
+        [SYSTEMS[n] for n in names],
+        [judge_label(judge, run.simulated) for judge in judges],
+        (_sample(row, names, judges, run.simulated) for row in rows),
+        budget=SAMPLES_BUDGET,
+        chosen=(max(0, len(names) - 2), len(names) - 1),
     )
-    cells = [
-        {
-            "system": SYSTEMS[n],
-            "text": str(texts[n]),
-            "scores": _scores_of(n, scores, run.simulated),
-        }
-        for n in SYSTEMS
-        if n in texts
-    ]
+
+
+def _sample(row: Json, names: Sequence[str], judges: Sequence[str], simulated: bool) -> Sample:
+    texts = section(row, "completions")
+    scores = {judge: section(section(row, "scores"), judge) for judge in judges}
     reference = row.get("reference")
-    return {
-        "id": str(row.get("id", "")),
-        "prompt": str(row.get("input_text", "")),
-        "reference": reference,
-        "cells": cells,
-        "change": change,
-    }
+    return Sample(
+        id=str(row.get("id", "")),
+        prompt=str(row.get("input_text", "")),
+        answers=[
+            Answer(
+                str(texts[n]),
+                notes=tuple(
+                    f"{judge_label(judge, simulated)} {show(of[n], 'fixed')}"
+                    for judge, of in scores.items()
+                    if of.get(n) is not None
+                ),
+                change=_change(scores, judges) if n == "tuned" else None,
+            )
+            if n in texts
+            else None
+            for n in names
+        ],
+        outcomes=[
+            [_outcome(scores[judge], texts, a, b) for a, b in pairs(names)] for judge in judges
+        ],
+        reference=None if reference is None else str(reference),
+    )
 
 
-def _scores_of(system: str, scores: Json, simulated: bool) -> list[tuple[str, float]]:
-    return [
-        (judge_label(judge, simulated), by_system[system])
-        for judge, by_system in scores.items()
-        if isinstance(by_system, dict) and by_system.get(system) is not None
-    ]
+def _change(scores: Mapping[str, Json], judges: Sequence[str]) -> float | None:
+    """Of the tuned model's score over SFT's, or the base model's, by the first judge."""
+    of = scores[judges[0]] if judges else {}
+    before, after = of.get("sft", of.get("base")), of.get("tuned")
+    return None if before is None or after is None else after - before
+
+
+def _outcome(scores: Json, texts: Json, a: str, b: str) -> Outcome | None:
+    """The difference of two scores; the same text is a tie whatever the scores."""
+    if scores.get(a) is None or scores.get(b) is None:
+        return None
+    same = a in texts and texts.get(a) == texts.get(b)
+    return Outcome(0.0 if same else scores[b] - scores[a])
 
 
 def training_samples(run: Run, steps: int = 6, each: int = 2) -> list[Json]:

@@ -73,6 +73,32 @@ def test_three_systems_by_a_service(
         ("tuned", "first"),
     }
     assert "tuned against base 1.000 [" in capsys.readouterr().out
+    page = (out / "comparison.html").read_text(encoding="utf-8")
+    assert "best ranks first of 3 systems" in page
+    assert page.count("<li data-margins") == 12
+    assert page.count("The first has 1, the second 2.") == 12
+
+
+def test_unanswered_questions_are_told_in_the_page(
+    files: dict[str, str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """A judge whose scores are missing for a prompt; the comparison of the others stands."""
+    scorer = tmp_path / "scorer.py"
+    scorer.write_text(
+        "def f(prompts, completions, **_):\n"
+        "    return [None if '7' in str(p) else len(c) for p, c in zip(prompts, completions)]\n"
+    )
+    out = tmp_path / "out"
+    words = (files["base"], files["tuned"], "--judge", f"{scorer}:f", "--out", str(out))
+    assert compare(monkeypatch, *words) == 1
+    assert "2 questions went without a reply" in capsys.readouterr().err
+    page = (out / "comparison.html").read_text(encoding="utf-8")
+    assert "Not finished:" in page
+    assert page.count("no reply") == 1
+    assert page.count("tuned won in both orders") == 11
 
 
 def test_models_answer_and_judge(
@@ -237,6 +263,7 @@ def test_people_judge_by_a_sheet(
     words = (files["base"], files["best"], "--judge", "people", "--out", str(out))
     assert compare(monkeypatch, *words) == 1
     assert "sheet.csv waits for people: 12 pairs" in capsys.readouterr().err
+    assert not (out / "comparison.html").exists()
     sheet = out / "sheet.csv"
     with sheet.open(newline="") as file:
         rows = list(csv.DictReader(file))
@@ -252,6 +279,9 @@ def test_people_judge_by_a_sheet(
     assert compare(monkeypatch, *words, "--json") == 0
     (found,) = json.loads(capsys.readouterr().out)["comparisons"]
     assert (found["wins"], found["ties"], found["losses"]) == (11, 1, 0)
+    page = (out / "comparison.html").read_text(encoding="utf-8")
+    assert page.count("best won in both orders") == 11
+    assert "says nothing of people" in page
 
 
 def test_one_sheet_holds_all_pairs_of_systems(

@@ -49,46 +49,14 @@
     });
   }
 
-  // Filter and order of the samples.
-  const box = document.getElementById("filter");
-  const order = document.getElementById("order");
-  const body = document.getElementById("sample-rows");
-  if (box && order && body) {
-    const rows = [...body.rows];
-    const texts = rows.map((row) => row.textContent.toLowerCase());
-    const count = document.getElementById("sample-count");
-    const filter = () => {
-      const words = box.value.toLowerCase().split(/\s+/).filter(Boolean);
-      let seen = 0;
-      rows.forEach((row, k) => {
-        row.hidden = !words.every((word) => texts[k].includes(word));
-        seen += row.hidden ? 0 : 1;
-      });
-      count.textContent = `${seen} shown`;
-    };
-    const change = (row) => (row.dataset.change === "" ? NaN : Number(row.dataset.change));
-    const sort = () => {
-      const sign = { gain: -1, loss: 1 }[order.value];
-      const sorted = [...rows];
-      if (sign) sorted.sort((a, b) => {
-        const [x, y] = [change(a), change(b)];
-        if (Number.isNaN(x) || Number.isNaN(y)) return Number.isNaN(x) - Number.isNaN(y);
-        return sign * (x - y);
-      });
-      body.append(...sorted);
-    };
-    box.addEventListener("input", filter);
-    order.addEventListener("change", sort);
-    document.getElementById("sample-tools").hidden = false;
-    filter();
-  }
-
   // A run in progress: load the page again, unless the reader says no or is busy in it.
   const reload = document.getElementById("reload");
   if (reload) {
     reload.closest("label").hidden = false;
+    const folds = () => [...document.querySelectorAll("details[open]")];
+    const open = new Set(folds()); // some begin so
     setInterval(() => {
-      const busy = (box && box.value) || document.querySelector("details[open]");
+      const busy = document.getElementById("find")?.value || folds().some((fold) => !open.has(fold));
       if (reload.checked && !busy) location.reload();
     }, 20000);
   }
