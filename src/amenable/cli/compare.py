@@ -133,7 +133,7 @@ def _shown(result: Mapping[str, Any], out: Path) -> str:
             f"{system} at temperature 1: distinct-1 {figures['distinct_1']:.2f}, distinct-2 "
             f"{figures['distinct_2']:.2f}, the same answer again {figures['duplicates']:.1%}"
         )
-    return "\n".join([*lines, f"{out / 'comparison.json'}"])
+    return "\n".join([*lines, f"{out / 'comparison.html'}, {out / 'comparison.json'}"])
 
 
 def _corrected(row: Mapping[str, Any]) -> list[str]:
