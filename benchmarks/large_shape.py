@@ -36,8 +36,11 @@ from amenable.models.adapters import add_adapter
 from amenable.models.export import ADAPTER_FOLDER, HEAD_FILE, save_adapter
 from amenable.models.load import load_tokenizer
 from amenable.pipeline.process import keep_freed_memory
-from amenable.plan.forecast import plan
+from amenable.plan.forecast import renderer
 from amenable.plan.hardware import hardware
+from amenable.plan.memory import Budget
+from amenable.plan.rows import rows_of
+from amenable.plan.shape import shape_of
 from amenable.progress import Deadline, Progress
 from amenable.train.registry import run_policy
 
@@ -218,15 +221,16 @@ def measure(root: Path, options: argparse.Namespace) -> None:
     with contextlib.suppress(Enough):
         run_policy(ctx)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
-    forecast = plan(recipe, hardware(), data=run.data)
-    expected = next(stage for stage in forecast.stages if stage.name == "policy")
+    shape = shape_of(config, "llama-2-7b's shape")
+    rows = rows_of(recipe, renderer(recipe), run.data)
+    forecast = Budget(recipe, shape, rows, hardware()).stages(["policy"])[0]  # no stage before it
     ends = [began, *clock.ends]
     report = {
-        "parameters": forecast.shape.parameters,
+        "parameters": shape.parameters,
         "threads": torch.get_num_threads(),
         "seconds": [round(b - a, 1) for a, b in itertools.pairwise(ends)],
         "peak_gb": round(peak, 2),
-        "forecast_gb": {k: round(v / 1e9, 2) for k, v in expected.memory.phases.items()},
+        "forecast_gb": {k: round(v / 1e9, 2) for k, v in forecast.phases.items()},
         "completion_tokens": [figures["completion_tokens"] for figures in clock.figures],
         "grad_norm": [figures["grad_norm"] for figures in clock.figures],
         "critic_grad_norm": [figures["critic_grad_norm"] for figures in clock.figures],

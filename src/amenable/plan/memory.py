@@ -8,6 +8,7 @@ from it, and go.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -29,6 +30,11 @@ _PROCESS = {"cpu": 0.5e9, "cuda": 0.6e9}
 """Libraries, tokenizer, data; on a card its context."""
 _LATER = 0.05e9  # libraries that only some stages import
 _DECODED_TOGETHER = 128
+_READ_TOGETHER = {"cpu": 2048, "cuda": 16384}  # tokens of prompts
+_LEAVING = 0.45  # of the cache: what stays is copied when sequences leave
+_KERNELS = {"training": (64, 10e6), "sampling": (8, 2e6)}
+"""oneDNN compiles bfloat16 products for each size that it meets and keeps them: rows between two
+sizes, and bytes of all products of that size (docs/plan.md)."""
 _FLOAT, _MOMENTS = 4, 8  # bytes of a trained weight, and of Adam's two moments
 _DECODE_COPIES = 5  # float32 rows of the vocabulary: logits, scaled, softmax, its sums, kept ones
 _PROJECTED = {"cpu": 256, "cuda": 2048}  # positions whose logits exist at a time
@@ -105,9 +111,13 @@ class Budget:
     def stages(self, names: Sequence[str]) -> list[StageMemory]:
         """The peak of each stage, in the order in which one process runs them."""
         kept, found = 0.0, []
+        compiled = dict.fromkeys(_KERNELS, 0.0)
         for name in names:
             phases = self._phases(name)
+            for kind, size in self._kernels(name).items():
+                compiled[kind] = max(compiled[kind], size)
             for phase in phases:
+                phase.parts["compiled kernels"] = sum(compiled.values())
                 if self.machine.kind == "cpu" and kept > phase.own:
                     phase.parts["kept from before"] = kept - phase.own
             top = max(phases, key=lambda phase: sum(phase.parts.values()))
@@ -117,6 +127,25 @@ class Budget:
             totals = {phase.name: sum(phase.parts.values()) for phase in phases}
             found.append(StageMemory(name, top.name, parts, sum(training), totals))
         return found
+
+    def _kernels(self, stage: str) -> dict[str, float]:
+        """Bytes of the products that a stage has compiled, by kind."""
+        if self.machine.kind != "cpu" or self.dtype is not torch.bfloat16:
+            return {}
+        batch = self.largest(stage)
+        rows = {
+            "training": batch.tokens if batch else 0,
+            "sampling": self._decoded_together(stage),
+        }
+        return {
+            kind: size * math.ceil(rows[kind] / between)
+            for kind, (between, size) in _KERNELS.items()
+        }
+
+    def _decoded_together(self, stage: str) -> int:
+        """Most sequences of a decoding step."""
+        together = {"evaluate": self.recipe.evaluate.batch_size}
+        return together.get(stage, _DECODED_TOGETHER if stage in ("collect", "policy") else 0)
 
     def largest(self, stage: str) -> MicroBatch | None:
         """The micro-batch of a stage that trains."""
@@ -269,11 +298,15 @@ class Budget:
         """Cache and next-token distributions; the samples of a prompt share its part."""
         longest = max(row[0] for row in self.rows.lengths["prompts"])
         cached = sequences * (longest / samples + self.recipe.data.max_completion_tokens)
-        number = self.dtype.itemsize
+        cache = cached * self.shape.kv_numbers() * self.dtype.itemsize
+        read = min(_READ_TOGETHER[self.machine.kind], sequences / samples * longest)
         lean = self.machine.kind == "cpu" and self.shape.parameters <= MOST_WEIGHTS
         return {
             "weights laid out for decoding": self.export * lean,
-            "key-value cache": cached * self.shape.kv_numbers() * number,
+            "key-value cache": cache,
+            "prompts read, sequences that leave": max(
+                _FRAGMENTS[self.machine.kind] * read * self._per_token.forward, _LEAVING * cache
+            ),
             "logits": _DECODE_COPIES * sequences * self.shape.vocabulary * _FLOAT,
         }
 
@@ -307,8 +340,10 @@ class Budget:
         assert batch is not None
         look = self._per_token.forward * batch.tokens + self._logits(batch.predicted)
         samples = min(episodes, _DECODED_TOGETHER), policy.samples_per_prompt
+        asked = min(self.rows["prompts.validation"], _DECODED_TOGETHER)
         return [
             _Phase("roll-out", held | self._decoding(*samples)),
+            *([_Phase("choice of a checkpoint", held | self._decoding(asked, 1))] if asked else []),
             _Phase("scoring", {**held, "activations": look}),
             _Phase("training", self._training(roles, "policy", 0, trained)),
             self._checkpoint(roles, trained, trained),

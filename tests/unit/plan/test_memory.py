@@ -18,8 +18,10 @@ def stages(shape: ModelShape, *settings: str, on: Hardware | None = None) -> dic
 
 
 def test_adapters_share_one_base(tiny_shape: ModelShape) -> None:
-    """Policy, reference, reward model and critic; policy and critic learn."""
-    parts = stages(tiny_shape)["policy"].parts
+    """Policy, reference, reward model and critic; policy and critic learn, all rows at once."""
+    found = stages(tiny_shape, "policy.minibatches=1", "policy.micro_batch_tokens=8192")["policy"]
+    parts = found.parts
+    assert found.phase == "training"
     assert tiny_shape.adapter(4) == ADAPTER
     assert parts["weights"] == parts["roll-out copy"] == 4 * P
     assert parts["adapters"] == 4 * 4 * ADAPTER
@@ -71,6 +73,29 @@ def test_cache_of_evaluation_by_hand(tiny_shape: ModelShape) -> None:
     settings = ("evaluate.batch_size=8", "data.max_completion_tokens=6")
     parts = stages(tiny_shape, *settings)["evaluate"].parts
     assert parts["key-value cache"] == 8 * (12 + 6) * 2 * 2 * 32 * 4
+
+
+def test_prompts_that_choose_a_checkpoint_are_decoded_together(tiny_shape: ModelShape) -> None:
+    """One sample of each, while the policy's other weights are held."""
+    config = recipe("model.lora.rank=4")
+    few, many = (
+        Budget(config, tiny_shape, rows(**{"prompts.validation": n}), machine())
+        .stages(["policy"])[0]
+        .phases
+        for n in (0, 128)
+    )
+    assert "choice of a checkpoint" not in few
+    assert many["choice of a checkpoint"] > many["roll-out"]
+
+
+def test_compiled_products_stay_with_the_process(tiny_shape: ModelShape) -> None:
+    """On a CPU, in bfloat16; a stage that computes nothing more keeps those of the ones before."""
+    own = machine(kind="cpu", name="cpu")
+    found = stages(tiny_shape, "model.dtype=bf16", on=own)
+    sizes = [found[name].parts["compiled kernels"] for name in ("sft", "reward", "policy")]
+    assert 0 < sizes[0] <= sizes[1] < sizes[2] == found["evaluate"].parts["compiled kernels"]
+    assert "compiled kernels" not in stages(tiny_shape, on=own)["policy"].parts
+    assert "compiled kernels" not in stages(tiny_shape, "model.dtype=bf16")["policy"].parts
 
 
 def test_a_process_keeps_what_it_freed(tiny_shape: ModelShape) -> None:
