@@ -98,7 +98,8 @@ def quantise(model: PreTrainedModel, kind: str, dtype: torch.dtype, device: torc
             outer, _, own = name.rpartition(".")
             setattr(model.get_submodule(outer), own, QuantisedLinear(module, kind, dtype))
     for parameter in model.parameters():
-        parameter.data = parameter.data.to(dtype)  # buffers, such as rotary frequencies, stay
+        # a copy, so that the file is no longer mapped; buffers, such as rotary frequencies, stay
+        parameter.data = parameter.data.to(dtype, copy=True)
     model.config.dtype = dtype
     nn.Module.to(model, device)
 

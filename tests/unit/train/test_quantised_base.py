@@ -63,7 +63,7 @@ def test_ppo_holds_the_gate_and_resumes_bit_for_bit(
         "model__dtype": dtype,
         "reward_model": True,
         "sft_model": True,
-        "policy__updates": 3,
+        "policy__updates": 2,
         "policy__learning_rate": 1e-3,
     }
     whole = policy_context(root=tmp_path / "whole", **settings)
@@ -73,7 +73,7 @@ def test_ppo_holds_the_gate_and_resumes_bit_for_bit(
     assert all(check["holds"] for check in checks.values())
     first = next(iter(read_jsonl(whole.log.metrics_path)))
     assert (first["policy/kl_loss"], first["policy/passes"]) == (0.0, 2)
-    ppo.run(policy_context(root=tmp_path / "part", stop_after=2, **settings))
+    assert ppo.run(policy_context(root=tmp_path / "part", stop_after=1, **settings))["updates"] == 1
     rest = policy_context(root=tmp_path / "part", **settings)
     assert ppo.run(rest) == section
     assert same_model(whole, rest, "tuned")
