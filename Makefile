@@ -27,11 +27,11 @@ LIGHT := numpy scipy msgspec typer rich jinja2 tomli-w filelock fsspec pyarrow r
 # thread repeats without fail.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help install demo test test-peers test-py lab parity peers check clean
+.PHONY: help install demo test test-quantised test-peers test-py lab parity peers check clean
 
 help:
 	@sed -n 's/^# \{0,1\}//p;/^$$/q' Makefile
-	@echo "Targets: install demo test test-peers test-py lab parity peers check clean"
+	@echo "Targets: install demo test test-quantised test-peers test-py lab parity peers check clean"
 
 install: $(STAMP)
 
@@ -53,6 +53,14 @@ check: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# A quantised base. bitsandbytes lies beside the environment: where it is installed, every import of
+# peft reads it too, which costs each process of the other tests a second.
+test-quantised: install
+	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target .venv-quantised bitsandbytes \
+		-c constraints.txt
+	PYTHONPATH=.venv-quantised $(BIN)/python -m pytest -q tests/unit/models/test_quantised.py \
+		tests/unit/train/test_quantised_base.py $(ARGS)
 
 # Other libraries as oracles, each in an environment of its own.
 test-peers: install
@@ -90,5 +98,6 @@ test-py:
 	done
 
 clean:
-	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage .venv-py3.12 .venv-py3.13
+	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage .venv-py3.12 \
+		.venv-py3.13 .venv-quantised
 	find . -name __pycache__ -not -path './.venv*' -prune -exec rm -rf {} +

@@ -44,6 +44,7 @@ Some values must fit together; a recipe that breaks one of these rules is refuse
 is loaded:
 
 - `name` can name a folder, and `model.base` is not empty;
+- `model.quantise` goes with `model.lora.enabled` alone;
 - with `data.task = "files"` at least one of `data.prompts`, `data.preferences` and
   `data.demonstrations` is named; with `"docstrings"` of the four kinds only `data.preferences` is;
 - a policy stage has a reward: `reward.enabled`, or a ready `policy.reward`;

@@ -185,6 +185,16 @@ def _base(recipe: Recipe) -> str:
     return "model.base: is empty; give a built-in name, a model folder or a hub id"
 
 
+def _quantise(recipe: Recipe) -> str:
+    model = recipe.model
+    if model.quantise == "none" or model.lora.enabled:
+        return ""
+    return (
+        f'model.quantise: "{model.quantise}" freezes the base, and model.lora.enabled = false'
+        ' trains every weight; set model.lora.enabled = true, or model.quantise = "none"'
+    )
+
+
 def _top_p(recipe: Recipe) -> str:
     if recipe.policy.top_p == 1.0:
         return ""
@@ -459,6 +469,7 @@ def _best_of(recipe: Recipe) -> str:
 RULES: tuple[Callable[[Recipe], str], ...] = (
     _name,
     _base,
+    _quantise,
     _top_p,
     _top_k,
     _some_data,

@@ -30,6 +30,10 @@ class ModelConfig:
     dtype: Literal["auto", "bf16", "fp32"] = "auto"
     """Compute precision; `auto` takes bf16 where the hardware multiplies it faster."""
 
+    quantise: Literal["none", "int8", "nf4"] = "none"
+    """Keep the linear layers of the frozen base in 8 or 4 bits a weight (QLoRA, Dettmers et al.
+    2023, arXiv:2305.14314). Only with LoRA; needs `pip install "amenable[quantised]"`."""
+
     chat_template: bool = True
     """Render prompts with the tokenizer's chat template where it has one; false: plain text."""
 

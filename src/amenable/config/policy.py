@@ -174,7 +174,8 @@ class PolicyConfig:
 
     merged_rollouts: bool = True
     """With LoRA, sample from a second copy of the base into which the adapter is merged: faster.
-    `false` samples with base and adapter as they are, and saves the memory of the copy."""
+    `false` samples with base and adapter as they are, and saves the memory of the copy; on a
+    quantised base that is always so."""
 
     epochs: int = 2
     """Passes over each roll-out batch."""

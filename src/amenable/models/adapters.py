@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
@@ -109,19 +109,23 @@ def load_adapter_state(model: PeftModel, name: str, state: dict[str, Tensor]) ->
                 parameter.copy_(state[key.replace(f".{name}.", ".")])
 
 
-def merged_weights(model: PeftModel, name: str) -> Iterator[tuple[str, Tensor]]:
+def merged_weights(
+    model: PeftModel, name: str, weights: Mapping[str, Tensor] | None = None
+) -> Iterator[tuple[str, Tensor]]:
     """(module name, W + scale · B A) of every adapted layer; the live base is not touched.
 
-    The sum is made in float32 and cast to the base's dtype. Module names are those of the
-    plain base model.
+    The sum is made in float32 and cast to W's dtype. Module names are those of the plain base
+    model.
+
+    Args:
+        model: base and adapters.
+        name: of the adapter.
+        weights: the W by name of their parameter; None: those of the live base.
     """
     base = model.get_base_model()
     for key, module in base.named_modules():
         if isinstance(module, LoraLayer) and name in module.lora_A:
-            weight = cast(Tensor, module.get_base_layer().weight)
-            yield (
-                key,
-                (weight.float() + cast(Any, module).get_delta_weight(name).float()).to(
-                    weight.dtype
-                ),
-            )
+            own = module.get_base_layer().weight if weights is None else weights[f"{key}.weight"]
+            weight = cast(Tensor, own)
+            delta = cast(Any, module).get_delta_weight(name).to(weight.device)
+            yield key, (weight.float() + delta.float()).to(weight.dtype)

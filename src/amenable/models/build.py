@@ -23,6 +23,7 @@ from amenable.models.load import (
 )
 from amenable.models.packed_layers import shorten
 from amenable.models.pull import resolve_base
+from amenable.models.quantised import load_quantised
 from amenable.models.roles import Role
 
 if TYPE_CHECKING:
@@ -52,8 +53,8 @@ class Foundation:
     """What all roles of a run stand on: tokenizer, renderer, precision, and the shared base.
 
     The base is loaded when the first role asks for it. With LoRA it is loaded once, in the
-    compute precision, and frozen; with full fine-tuning every role loads float32 weights of
-    its own, whose products are cast once where they are not trained.
+    compute precision or quantised, and frozen; with full fine-tuning every role loads float32
+    weights of its own, whose products are cast once where they are not trained.
     """
 
     recipe: Recipe
@@ -108,9 +109,7 @@ class Foundation:
                 freeze(model, self.dtype)
             return Role(model, head=head, dtype=self.dtype)
         if self._shared is None:
-            self._shared = load_causal_lm(self.source, self.dtype, device=self.device)
-            self._shared.requires_grad_(False)
-            shorten(self._shared)
+            self._shared = self._frozen_base()
         if start is None and not train:
             self._bare.append(Role(self._shared, head=head, dtype=self.dtype))
             return self._bare[-1]
@@ -124,3 +123,13 @@ class Foundation:
         for role in self._bare:  # it must switch off the adapter that has just been put on
             role.model = self._shared
         return Role(self._shared, adapter=name, head=head, dtype=self.dtype)
+
+    def _frozen_base(self) -> PreTrainedModel:
+        kind = self.recipe.model.quantise
+        if kind == "none":
+            base = load_causal_lm(self.source, self.dtype, device=self.device)
+            base.requires_grad_(False)
+        else:
+            base = load_quantised(self.source, kind, self.dtype, self.device)
+        shorten(base)
+        return base

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import struct
 from pathlib import Path
@@ -23,6 +24,9 @@ SUPPORTED_MODEL_TYPES = frozenset(
     }
 )
 """`model_type` in config.json of the architectures that every stage is tested with."""
+
+TRANSPOSED = frozenset({"gpt2"})
+"""Of these, layers that are no `nn.Linear`."""
 
 _LM_SUFFIXES = ("ForCausalLM", "LMHeadModel")
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
@@ -71,6 +75,34 @@ def check_config(config: dict[str, Any], where: str) -> None:
         raise ModelError(
             f"{where}: the weights are quantised and cannot be trained; "
             "use the unquantised original or save a de-quantised copy"
+        )
+
+
+def check_quantiser(kind: str) -> None:
+    """Raises unless the package that `model.quantise` needs is installed.
+
+    Raises:
+        ModelError: names the extra that installs it.
+    """
+    if kind != "none" and importlib.util.find_spec("bitsandbytes") is None:
+        raise ModelError(
+            f'model.quantise: "{kind}" needs the package bitsandbytes, which is not installed; '
+            'pip install "amenable[quantised]", or set model.quantise = "none"'
+        )
+
+
+def check_quantisable(source: str | Path) -> None:
+    """Raises unless the layers of a base model that `check_base` passed can be quantised.
+
+    Raises:
+        ModelError: names the model and a remedy.
+    """
+    folder = Path(source).expanduser()
+    config = _folder_config(folder) if folder.is_dir() else _hub_config(str(source))
+    if config.get("model_type") in TRANSPOSED:
+        raise ModelError(
+            f"{source}: a base of type {config['model_type']!r} keeps its weights transposed and "
+            'cannot be quantised; set model.quantise = "none", or take another model.base'
         )
 
 

@@ -36,7 +36,8 @@ from amenable.artifacts import atomic_dir, write_json
 from amenable.errors import ModelError
 from amenable.models.adapters import merged_weights
 from amenable.models.heads import HeadEnsemble, ScalarHead
-from amenable.models.load import eos_ids
+from amenable.models.load import eos_ids, load_causal_lm
+from amenable.models.quantised import is_quantised
 from amenable.models.quiet import without_bars
 
 ADAPTER_FOLDER = "adapter"
@@ -169,20 +170,24 @@ def merged_state(model: PreTrainedModel | PeftModel, adapter: str | None) -> Sta
     """The plain model's state dict with one adapter merged; everything else is shared, not copied.
 
     Merged weights are on the CPU. Keys are those of the model before peft wrapped it; tied weights
-    stay tied.
+    stay tied. A quantised base's weights are read again where it came from: what quantisation
+    rounded off is in the result, though the adapter was trained without it.
 
     Raises:
-        ModelError: the model has no such adapter.
+        ModelError: the model has no such adapter, or a quantised base's folder has gone.
     """
     plain = _plain(model, adapter)
+    whole = plain
+    if is_quantised(plain):
+        whole = load_causal_lm(str(plain.config.name_or_path), plain.dtype)
     state = {
         key.replace(".base_layer.", "."): tensor.detach()
-        for key, tensor in plain.state_dict().items()
+        for key, tensor in whole.state_dict().items()
         if not _is_adapter_key(key)
     }
     if adapter is not None:
         with torch.no_grad():
-            for name, weight in merged_weights(cast(PeftModel, model), adapter):
+            for name, weight in merged_weights(cast(PeftModel, model), adapter, state):
                 state[f"{name}.weight"] = weight.detach().cpu()  # a card holds one at a time
     return state
 

@@ -173,7 +173,7 @@ def eos_ids(
 
 def load_causal_lm(
     source: Source,
-    dtype: torch.dtype,
+    dtype: torch.dtype | None,
     *,
     device: str | torch.device = "cpu",
     pad_token_id: int | None = None,
@@ -182,7 +182,7 @@ def load_causal_lm(
 
     Args:
         source: a Hugging Face folder or a hub id; weights must be safetensors.
-        dtype: of the weights.
+        dtype: of the weights; None: that of the file.
         device: where they go.
         pad_token_id: the tokenizer's, written into the model's configurations.
 
@@ -238,7 +238,7 @@ def _check_filled(source: Source, report: dict[str, Any]) -> None:
 def _read_weights(
     source: Source,
     config: PreTrainedConfig,
-    dtype: torch.dtype,
+    dtype: torch.dtype | None,
     auto: Any = AutoModelForCausalLM,  # Any: annotations leave out output_loading_info's pair
 ) -> tuple[PreTrainedModel, dict[str, Any]]:
     try:
@@ -246,7 +246,7 @@ def _read_weights(
             model, report = auto.from_pretrained(
                 str(source),
                 config=config,
-                dtype=dtype,
+                dtype=dtype or "auto",
                 use_safetensors=True,
                 output_loading_info=True,
                 **_safe_options(source),

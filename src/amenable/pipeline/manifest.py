@@ -21,6 +21,7 @@ _PACKAGES = (
     "transformers",
     "peft",
     "accelerate",
+    "bitsandbytes",
     "safetensors",
     "tokenizers",
     "numpy",

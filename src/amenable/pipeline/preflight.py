@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import warnings
@@ -37,10 +38,13 @@ def check_inputs(recipe: Recipe) -> None:
         DataError: a data file is missing or empty.
         RecipeError: `format`, `reader`, a reward or the judge names nothing that exists, or a token
             is not set.
-        ModelError: `policy.reward` looks like a path and is no model folder.
+        ModelError: `policy.reward` looks like a path and is no model folder, or the package that
+            `model.quantise` needs is not installed.
     """
     from amenable.data.reading.custom import load_function
+    from amenable.models.check import check_quantiser
 
+    check_quantiser(recipe.model.quantise)
     for key in _DATA_KEYS:
         _check_source(getattr(recipe.data, key), f"data.{key}")
     for name, source in outside_sources(recipe.policy):
@@ -86,12 +90,14 @@ def base_model(recipe: Recipe, say: Callable[[str], None]) -> Path | str:
         ModelError: it cannot serve as a base model.
         StorageError: the model cache cannot be written.
     """
-    from amenable.models.check import check_base
+    from amenable.models.check import check_base, check_quantisable
     from amenable.models.pull import resolve_base
 
     base = resolve_base(recipe.model.base, say)
     if isinstance(base, str):
         check_base(base)
+    if recipe.model.quantise != "none":
+        check_quantisable(base)
     return base
 
 
@@ -128,6 +134,8 @@ def silence_libraries() -> None:
     """
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
+    # imported by peft, it advises to fetch a faster product from the hub; ours are torch's
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     if not sys.warnoptions:
         for category in (DeprecationWarning, FutureWarning):
             warnings.filterwarnings("ignore", category=category, module=_CHATTY)

@@ -28,6 +28,7 @@ from amenable.models.adapters import add_adapter
 from amenable.models.build import best_device
 from amenable.models.load import resolve_dtype, set_dropout_to_zero
 from amenable.models.packed_layers import shorten
+from amenable.models.quantised import is_quantised, quantise
 from amenable.models.roles import Role
 from amenable.plan.hardware import hardware
 from amenable.plan.rates import DISK, Line, Rates, calibration_path, identity
@@ -76,7 +77,13 @@ def calibrate(recipe: Recipe, shape: ModelShape, rows: Sequence[Lengths]) -> Rat
         forward = _line(role.logprobs, small, large)
     copied = RolloutCopy(role)
     merge = _seconds(copied.sync)
-    engine = TransformersEngine(copied.model, eos_ids=frozenset(), pad_id=0, dtype=dtype)
+    engine = TransformersEngine(
+        copied.model,
+        eos_ids=frozenset(),
+        pad_id=0,
+        dtype=dtype,
+        role=role if is_quantised(copied.model) else None,
+    )
     decode = [(count, _step_of(engine, count, shape.vocabulary)) for count in _SEQUENCES]
     rates = Rates(
         forward=forward,
@@ -108,6 +115,8 @@ def _role(recipe: Recipe, shape: ModelShape, dtype: torch.dtype, device: torch.d
     if not lora.enabled:
         return Role(model, dtype=dtype)
     model.requires_grad_(False)
+    if recipe.model.quantise != "none":
+        quantise(model, recipe.model.quantise, dtype, device)
     return Role(add_adapter(model, "policy", lora, seed=0), "policy", dtype=dtype)
 
 

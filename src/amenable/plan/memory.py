@@ -194,9 +194,16 @@ class Budget:
         return self.shape.adapter(rank) if self.lora else self.shape.parameters
 
     @property
+    def quantised(self) -> bool:
+        """The frozen base's linear layers are."""
+        return self.lora and self.recipe.model.quantise != "none"
+
+    @property
     def base(self) -> float:
-        """Bytes of the weights as they are computed with."""
-        return self.shape.parameters * (self.dtype.itemsize if self.lora else _FLOAT)
+        """Bytes of the weights as they are kept."""
+        if not self.lora:
+            return self.shape.parameters * _FLOAT
+        return self.shape.frozen(self.dtype.itemsize, self.recipe.model.quantise)
 
     @property
     def export(self) -> float:
@@ -267,6 +274,7 @@ class Budget:
         return {
             **self._start(),
             "weights": self.base,
+            "layer written out": self.shape.largest * self.dtype.itemsize * self.quantised,
             "roll-out copy": copies * self.base,
             "adapters": adapters * self.trained * _FLOAT,
         }
@@ -289,20 +297,30 @@ class Budget:
         return _Phase("checkpoint", {**roles, **parts})
 
     def _exporting(self, roles: Parts) -> _Phase:
-        """Merged layers, in main memory; the file is written from them and from the base."""
+        """Merged layers, in main memory; the file is written from them and from the base.
+
+        Of a quantised base the whole model is read again, and merged.
+        """
         held = self.lora and self.machine.kind == "cpu"
-        merged = self.shape.linear * self.dtype.itemsize if held else 0
+        count = self.shape.parameters if self.quantised else self.shape.linear
+        merged = count * self.dtype.itemsize if held else 0
         return _Phase("export", {**roles, "merged weights": merged})
 
-    def _decoding(self, sequences: int, samples: int) -> Parts:
-        """Cache and next-token distributions; the samples of a prompt share its part."""
+    def _decoding(self, sequences: int, samples: int, merged: bool = True) -> Parts:
+        """Cache and next-token distributions; the samples of a prompt share its part.
+
+        Args:
+            sequences: decoded together.
+            samples: of a prompt.
+            merged: the weights are a plain model's, which are laid out anew on a CPU.
+        """
         longest = max(row[0] for row in self.rows.lengths["prompts"])
         cached = sequences * (longest / samples + self.recipe.data.max_completion_tokens)
         cache = cached * self.shape.kv_numbers() * self.dtype.itemsize
         read = min(_READ_TOGETHER[self.machine.kind], sequences / samples * longest)
-        lean = self.machine.kind == "cpu" and self.shape.parameters <= MOST_WEIGHTS
+        small = self.machine.kind == "cpu" and self.shape.parameters <= MOST_WEIGHTS
         return {
-            "weights laid out for decoding": self.export * lean,
+            "weights laid out for decoding": self.export * (small and merged),
             "key-value cache": cache,
             "prompts read, sequences that leave": max(
                 _FRAGMENTS[self.machine.kind] * read * self._per_token.forward, _LEAVING * cache
@@ -330,7 +348,7 @@ class Budget:
         reference = bool(self.rows["demonstrations.train"]) and self.recipe.sft.enabled
         others = own + self._critic
         trained = 1 + self._critic
-        copies = int(policy.merged_rollouts)
+        copies = int(policy.merged_rollouts and not self.quantised)
         roles = self._roles(1 + reference + others, 2 + others, copies, frozen=1 + own)
         if self.rows["prompts.validation"]:
             roles["best checkpoint"] = self.trained * _FLOAT
@@ -342,8 +360,12 @@ class Budget:
         samples = min(episodes, _DECODED_TOGETHER), policy.samples_per_prompt
         asked = min(self.rows["prompts.validation"], _DECODED_TOGETHER)
         return [
-            _Phase("roll-out", held | self._decoding(*samples)),
-            *([_Phase("choice of a checkpoint", held | self._decoding(asked, 1))] if asked else []),
+            _Phase("roll-out", held | self._decoding(*samples, copies > 0)),
+            *(
+                [_Phase("choice of a checkpoint", held | self._decoding(asked, 1, copies > 0))]
+                if asked
+                else []
+            ),
             _Phase("scoring", {**held, "activations": look}),
             _Phase("training", self._training(roles, "policy", 0, trained)),
             self._checkpoint(roles, trained, trained),
@@ -352,14 +374,14 @@ class Budget:
 
     def _off_policy(self) -> list[_Phase]:
         reference = bool(self.rows["demonstrations.train"]) and self.recipe.sft.enabled
-        copies = int(self.recipe.policy.merged_rollouts)
+        copies = int(self.recipe.policy.merged_rollouts and not self.quantised)
         roles = self._roles(1 + reference, 1)
         sampling = self._roles(1 + reference, 2, copies, frozen=1)
         return [
             _Phase("training", self._training(roles, "policy", 1)),
             self._checkpoint(roles, 2),
             self._exporting(roles),
-            _Phase("samples", sampling | self._decoding(_DECODED_TOGETHER // 2, 1)),
+            _Phase("samples", sampling | self._decoding(_DECODED_TOGETHER // 2, 1, copies > 0)),
         ]
 
 

@@ -105,7 +105,9 @@ def rates_of_table(
     bandwidth = machine.bandwidth * _BANDWIDTH_EFFICIENCY
     number = machine.dtype(recipe.model.dtype).itemsize
     launches = shape.layers * (_LAUNCHES_S if on_card else 0.2e-3)
-    weights = shape.parameters * number
+    quantise = recipe.model.quantise
+    weights = shape.frozen(number, quantise)
+    written = shape.linear * 2 * number / bandwidth * (quantise != "none")
     decoded = shape.forward_flops(2 * context, 1.0) / flops
     cache = 2 * context * shape.kv_numbers() * number / bandwidth
     lora = recipe.model.lora
@@ -115,12 +117,12 @@ def rates_of_table(
         training_flops(recipe, shape, context, predicted),
     )
     return Rates(
-        forward=Line(launches, forward / flops),
-        train=Line(3 * launches, backward / flops),
-        decode=Line(max(launches, weights / bandwidth), decoded + cache),
+        forward=Line(launches + written, forward / flops),
+        train=Line(3 * launches + 2 * written, backward / flops),
+        decode=Line(max(launches, weights / bandwidth + written), decoded + cache),
         step_s=trained * 32 / bandwidth,
         merge_s=shape.linear * (3 * number / bandwidth) if lora.enabled else 0.0,
-        file_s=weights / DISK,
+        file_s=shape.parameters * number / DISK,
         startup_s=_STARTUP_S,
         origin=f"from the table, at {flops / machine.flops:.0%} of its FLOP/s: not calibrated",
     )
@@ -130,13 +132,14 @@ def calibration_path(recipe: Recipe, shape: ModelShape, identity: Sequence[Any])
     """Where the rates of this model in this way on this machine are kept.
 
     Args:
-        recipe: its precision and adapters.
+        recipe: its adapters and quantisation.
         shape: of the model.
         identity: machine, threads and precision.
     """
     lora = recipe.model.lora
     facts = {**asdict(shape), "config": shape.config.model_type, "name": ""}
-    key = json.dumps([facts, lora.enabled, lora.rank if lora.enabled else 0, *identity])
+    way = [lora.enabled, lora.rank if lora.enabled else 0, recipe.model.quantise]
+    key = json.dumps([facts, *way, *identity])
     return cache_home() / "calibration" / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
 
 

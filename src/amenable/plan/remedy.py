@@ -8,6 +8,7 @@ from typing import Any
 from amenable.config.load import build_section, recipe_to_dict
 from amenable.config.recipe import Recipe
 from amenable.errors import AmenableError, UsageError
+from amenable.models.check import TRANSPOSED
 from amenable.plan.forecast import LEAST_TOKENS, Forecast, forecast
 
 CERTAIN = 0.6
@@ -86,6 +87,8 @@ def _candidates(found: Forecast) -> Iterator[tuple[str, Any]]:
     yield "evaluate.batch_size", min(8, recipe.evaluate.batch_size)
     if found.machine.dtype(recipe.model.dtype).itemsize > 2:
         yield "model.dtype", "bf16"
+    if found.shape.config.model_type not in TRANSPOSED:
+        yield "model.quantise", "nf4"
 
 
 def _changed(recipe: Recipe, key: str, value: Any) -> Recipe:

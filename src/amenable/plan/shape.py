@@ -73,6 +73,9 @@ SHAPES: dict[str, dict[str, Any]] = {
 Source of Llama 2: Touvron et al. 2023, arXiv:2307.09288, table 1 and its published config.json.
 """
 
+QUANTISED = {"int8": 1.0, "nf4": 0.5 + (1 + 4 / 256) / 64}
+"""Bytes of a quantised weight: nf4's with its share of the scales, int8's without (0.1 %)."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModelShape:
@@ -96,6 +99,9 @@ class ModelShape:
 
     linear: int
     """Weights that every token is multiplied by: the linear layers of the trunk."""
+
+    largest: int
+    """Weights of the largest of those layers."""
 
     adapted: int
     """Sum of inputs and outputs of those layers: weights of an adapter of rank 1."""
@@ -124,6 +130,16 @@ class ModelShape:
     def adapter(self, rank: int) -> int:
         """Weights of one LoRA adapter on every linear layer of the trunk."""
         return rank * self.adapted
+
+    def frozen(self, itemsize: int, quantise: str) -> float:
+        """Bytes of the weights of a frozen base.
+
+        Args:
+            itemsize: bytes of a weight that is not quantised.
+            quantise: as of the recipe.
+        """
+        linear = QUANTISED.get(quantise, itemsize)
+        return (self.parameters - self.linear) * itemsize + self.linear * linear
 
     def kv_numbers(self) -> int:
         """Numbers that the key-value cache holds for a token."""
@@ -201,6 +217,7 @@ def _counted(model: PreTrainedModel, text: PreTrainedConfig, name: str) -> Model
         head=weight.numel(),
         tied=any(w is weight for w in looked_up),
         linear=sum(m.weight.numel() for m in linear),
+        largest=max(m.weight.numel() for m in linear),
         adapted=sum(sum(m.weight.shape) for m in linear),
         layers=int(text.num_hidden_layers),
         hidden=int(text.hidden_size),

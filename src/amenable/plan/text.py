@@ -11,6 +11,8 @@ def lines(found: Forecast) -> list[str]:
     """The forecast as aligned text."""
     shape, machine, lora = found.shape, found.machine, found.recipe.model.lora
     how = f"LoRA rank {lora.rank}" if lora.enabled else "every weight"
+    if found.recipe.model.quantise != "none":
+        how += f" on a base in {found.recipe.model.quantise}"
     tied = ", also the output projection" if shape.tied else f", output projection {shape.head:,}"
     cards = f", of which a run uses one of {machine.cards}" if machine.cards > 1 else ""
     text = [

@@ -370,7 +370,7 @@ class RolloutCopy:
     Adapters cost a decode step two extra products a layer; merging them into the shared base
     would change the base. So the base is copied once, and before each roll-out the adapted
     layers of the copy are overwritten with W + scale · B A. A role with weights of its own rolls
-    out with these.
+    out with these, and one on a quantised base as it is: merged weights would have to be whole.
 
     Args:
         role: who samples.
@@ -382,8 +382,10 @@ class RolloutCopy:
 
         from peft import PeftModel
 
+        from amenable.models.quantised import is_quantised
+
         self.role = role
-        self._merged = merged and isinstance(role.model, PeftModel)
+        self._merged = merged and isinstance(role.model, PeftModel) and not is_quantised(role.plain)
         if self._merged:
             self.model = _without_adapters(deepcopy(role.plain))
             self._targets = dict(self.model.named_modules())

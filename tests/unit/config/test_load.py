@@ -231,6 +231,10 @@ def test_ends_of_a_range() -> None:
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
+        (
+            ["model.quantise=nf4", "model.lora.enabled=false"],
+            'model.quantise: "nf4" freezes the base, and model.lora.enabled = false trains every',
+        ),
         (["policy.top_p=0.9"], "policy.top_p: must be 1 in training, not 0.9"),
         (["policy.top_k=50"], "policy.top_k: must be 0 in training, not 50"),
         (["data.task=files"], 'set data.task = "docstrings" for the built-in task'),

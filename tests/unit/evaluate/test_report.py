@@ -327,6 +327,15 @@ def test_model_cards(finished: Path) -> None:
     assert "reward_offset" in reward
 
 
+def test_model_card_says_that_the_base_was_quantised(finished: Path) -> None:
+    said = "It was trained on the base in nf4, and is merged into the base's original weights."
+    for recipe, found in (("", False), ('model.quantise = "nf4"\n', True)):
+        (finished / "recipe.toml").write_text(recipe, encoding="utf-8")
+        report.write_model_cards(RunFolder(finished))
+        text = (finished / "models/tuned/README.md").read_text(encoding="utf-8")
+        assert (said in text) == found
+
+
 def test_model_card_of_a_run_without_figures(tmp_path: Path) -> None:
     (tmp_path / "models/sft").mkdir(parents=True)
     (path,) = report.write_model_cards(RunFolder(tmp_path))

@@ -82,8 +82,13 @@ def test_the_gradient_is_that_of_finite_differences(bias: bool) -> None:
     x, down, up = numbers(2, 3, 5), numbers(2, 5), numbers(4, 2)
     weight, shift = numbers(4, 5), numbers(4) if bias else None
 
+    base = nn.Linear(5, 4, bias=bias, dtype=torch.float64).requires_grad_(False)
+    base.weight.copy_(weight)
+    if shift is not None:
+        base.bias.copy_(shift)
+
     def function(a: Tensor, b: Tensor, c: Tensor) -> Tensor:
-        found: Tensor = _Product.apply(a, weight, shift, b, c, 1.7, torch.float64)  # type: ignore[no-untyped-call]
+        found: Tensor = _Product.apply(a, base, b, c, 1.7)  # type: ignore[no-untyped-call]
         return found
 
     expected = nn.functional.linear(x, weight, shift) + 1.7 * (x @ down.T) @ up.T

@@ -53,6 +53,20 @@ def test_seven_billion_weights_by_hand(seven: ModelShape) -> None:
     assert not full.fits
 
 
+def test_seven_billion_weights_in_four_bits(seven: ModelShape) -> None:
+    """6.48e9 in linear layers at 0.516 bytes, embedding and head of 131e6 each at 2.
+
+    Evaluation takes the exported model, which is whole: 13.5 GB and its cache.
+    """
+    policy = next(s for s in of(seven, "model.quantise=nf4").stages if s.name == "policy").memory
+    assert policy.parts["weights"] == pytest.approx(3.87e9, rel=0.002)
+    settings, then = remedies(of(seven, gib=15))
+    assert settings[-1] == "model.quantise=nf4"
+    assert then.fits
+    peaks = {s.name: s.memory.total for s in then.stages}
+    assert max(peaks, key=lambda name: peaks[name]) == "evaluate"
+
+
 def test_what_does_not_fit_is_told_with_what_would(seven: ModelShape) -> None:
     full = of(seven, "model.lora.enabled=false")
     settings, then = remedies(full)

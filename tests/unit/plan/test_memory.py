@@ -68,6 +68,33 @@ def test_half_precision_halves_a_frozen_base(tiny_shape: ModelShape) -> None:
     assert parts["adapters"] == 4 * 4 * ADAPTER
 
 
+def test_a_quantised_base_by_hand(tiny_shape: ModelShape) -> None:
+    """73,728 of the weights are in linear layers: twice 4,096 (q, o), 2,048 (k, v) and 3 of 8,192.
+
+    In nf4 64 of them take 32 bytes of numbers, one of a scale and 4/256 of its own; the largest
+    layer is written out in float32, and no copy is kept for roll-outs.
+    """
+    found = stages(tiny_shape, "model.quantise=nf4")
+    parts = found["policy"].parts
+    assert parts["weights"] == 4 * (P - 73_728) + 73_728 * (33 + 4 / 256) / 64
+    assert parts["layer written out"] == 4 * 8192
+    assert "roll-out copy" not in parts
+    eight = stages(tiny_shape, "model.quantise=int8")["policy"].parts
+    assert eight["weights"] == 4 * (P - 73_728) + 73_728
+    assert "layer written out" not in stages(tiny_shape)["policy"].parts
+    assert found["evaluate"].total == stages(tiny_shape)["evaluate"].total, "a whole model"
+
+
+def test_export_of_a_quantised_base_reads_the_whole_one_again(tiny_shape: ModelShape) -> None:
+    own = machine(kind="cpu", name="cpu")
+    whole, found = (
+        stages(tiny_shape, f"model.quantise={kind}", on=own)["sft"].phases["export"]
+        for kind in ("none", "nf4")
+    )
+    bases = [4 * P, 4 * (P - 73_728) + 73_728 * (33 + 4 / 256) / 64 + 4 * 8192]
+    assert found - whole == pytest.approx(bases[1] + 4 * P - (bases[0] + 4 * 73_728))
+
+
 def test_cache_of_evaluation_by_hand(tiny_shape: ModelShape) -> None:
     """8 sequences of 12 + 6 tokens, two layers with keys and values of 32 numbers."""
     settings = ("evaluate.batch_size=8", "data.max_completion_tokens=6")
