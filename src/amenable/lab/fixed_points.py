@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from amenable.errors import UsageError
+from amenable.errors import NumericsError, UsageError
 from amenable.lab.enumerate import policy_table
 from amenable.lab.optima import World, kl, make_world, objective_gap
 from amenable.lab.preferences import pair_rows, pair_tables
@@ -83,7 +83,10 @@ def cell(setting: int, problem: str, seed: int) -> list[Row]:
         base = Path(name) / "reference"
         world = open_world(problem_named(problem), base)
         coef = row.kl_coef(world)
-        policy = trained(row, world, base, Path(name) / "run", seed)
+        try:
+            policy = trained(row, world, base, Path(name) / "run", seed)
+        except NumericsError as error:  # of one cell; the others are still worth knowing
+            return [replace(_row(row, world, seed, coef), note=str(error))]
         return [judged(row, world, policy, target_of(row, world, coef), seed, coef)]
 
 
@@ -133,6 +136,17 @@ def judged(
         distance, gap = kl(policy, target), objective_gap(world, policy, target)
         far = kl(target, world.pi_star) if setting.target == "own" else None
         passed = distance <= KL_BOUND and gap <= GAP_BOUND
+    return replace(
+        _row(setting, world, seed, coef),
+        kl_to_target=distance,
+        objective_gap=gap,
+        distance_from_pi_star=far,
+        passed=passed,
+    )
+
+
+def _row(setting: Setting, world: World, seed: int, coef: float) -> Row:
+    """A cell of which nothing is known yet."""
     return Row(
         check=CHECK,
         algorithm=setting.algorithm,
@@ -141,10 +155,7 @@ def judged(
         beta=coef,
         seed=seed,
         target=setting.target,
-        kl_to_target=distance,
-        objective_gap=gap,
-        distance_from_pi_star=far,
-        passed=passed,
+        passed=False,
     )
 
 

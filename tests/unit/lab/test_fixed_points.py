@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from amenable.algorithms import ALGORITHMS
-from amenable.errors import UsageError
+from amenable.errors import NumericsError, UsageError
 from amenable.lab import fixed_points, problems, settings
-from amenable.lab.fixed_points import controls, jobs, judged, target_of, trained
+from amenable.lab.fixed_points import cell, controls, jobs, judged, target_of, trained
 from amenable.lab.optima import kl
 from amenable.lab.problems import PROBLEMS
 from amenable.lab.rows import Options
@@ -50,6 +50,19 @@ def test_the_controls_fail(opened: OpenWorld) -> None:
     assert untrained == pytest.approx(SMALL.kl, abs=1e-4)
     assert wrong is not None
     assert KL_BOUND < wrong < untrained
+
+
+def test_a_policy_that_cannot_be_enumerated_is_a_failed_row(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def lost(*_: object) -> None:
+        raise NumericsError("the probabilities of a prompt miss 1 by 0.1")
+
+    monkeypatch.setattr(fixed_points, "trained", lost)
+    (row,) = cell(SETTINGS.index(PPO), "small", 0)
+    assert not row.as_it_should
+    assert (row.algorithm, row.problem, row.kl_to_target) == ("ppo", "small", None)
+    assert "miss 1 by 0.1" in row.note
 
 
 def test_a_policy_on_the_target_passes_and_one_beside_it_does_not(opened: OpenWorld) -> None:
