@@ -61,7 +61,7 @@ RESULTS = {
         ("train/tuned_samples.py", "sample_tuned"),
         ("evaluate/side_by_side.py", "compare", "_counts"),
     ),
-    "headroom.json": (("rollout/headroom.py", "report_headroom"),),
+    "headroom.json": (("train/headroom.py", "report_headroom"),),
     "diversity.json": (("evaluate/stage.py", "_answers"),),
     "completions.jsonl": (("evaluate/stage.py", "_rows"),),
     "data/report.json": (

@@ -21,7 +21,6 @@ from amenable.data.collate import PromptGroup, collate, seeded_epochs
 from amenable.data.row_file import open_prompts
 from amenable.errors import NumericsError, StageError
 from amenable.models.export import export_policy
-from amenable.rollout.headroom import report_headroom
 from amenable.rollout.rewards import score_groups
 from amenable.rollout.transformers_engine import RolloutCopy
 from amenable.rollout.types import Request, Sampling
@@ -36,6 +35,7 @@ from amenable.train.experience import (
     sample_rows,
 )
 from amenable.train.gate import run_gate
+from amenable.train.headroom import report_headroom
 from amenable.train.loop import Metrics, load_checkpoint, save_checkpoint
 from amenable.train.passes import EXACT
 from amenable.train.penalty import KLController

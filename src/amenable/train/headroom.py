@@ -1,6 +1,6 @@
-"""Is there anything to gain? The annotator's score of the SFT model and of its best samples.
+"""What there is to gain before training: the annotator's score of the best of n samples.
 
-And does the reward model find it: the same samples, the best of n of them chosen by its score.
+The best are chosen by the annotator, which no policy beats, and by the reward model, as PPO will.
 """
 
 from __future__ import annotations

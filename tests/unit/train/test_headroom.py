@@ -11,8 +11,8 @@ import torch
 
 from amenable.artifacts import StageContext, read_json, write_jsonl
 from amenable.data.collate import PromptGroup
-from amenable.rollout.headroom import report_headroom
 from amenable.rollout.types import Request, Rollout, Sampling
+from amenable.train.headroom import report_headroom
 
 MakeContext = Callable[..., StageContext]
 
