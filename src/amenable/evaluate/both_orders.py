@@ -22,13 +22,14 @@ from amenable.judges.types import Verdict
 if TYPE_CHECKING:
     from amenable.judges.asking import Look
 
-_OF_FIRST = {
+SCORE_OF_FIRST = {
     Verdict.FIRST: 1.0,
     Verdict.SECOND: 0.0,
     Verdict.TIE: 0.5,
     Verdict.BOTH_BAD: 0.5,
     Verdict.INVALID: np.nan,
 }
+"""What a verdict gives to the answer shown first; NaN: it is none."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ class Orders:
         """
         sums = {look.pair.prompt.id: np.zeros((2, 2)) for look in looks}
         for look in looks:
-            first = _OF_FIRST[look.reply.verdict]
+            first = SCORE_OF_FIRST[look.reply.verdict]
             if not np.isnan(first):
                 score = first if look.swapped else 1 - first
                 sums[look.pair.prompt.id][:, int(look.swapped)] += (score, 1)

@@ -5,11 +5,13 @@ All figures are those of `comparison.json`; samples and replies are those of the
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from amenable.artifacts import Json, read_json, read_jsonl, write_text
 from amenable.evaluate import curves, report_data
+from amenable.evaluate.both_orders import SCORE_OF_FIRST
 from amenable.evaluate.judged import MOST_INVALID
 from amenable.evaluate.pages import (
     at_pointer,
@@ -33,8 +35,6 @@ FEW_FLIPS, MANY_FLIPS = 0.1, 0.25
 """Shares of prompts on which a judge contradicts itself that are little and much."""
 
 PEOPLE = "people"
-
-TIES = (Verdict.TIE, Verdict.BOTH_BAD)
 
 SAME = Outcome(0.0, words="the same text, a tie that nobody is asked")
 NO_REPLY = Outcome(None, words="no reply")
@@ -259,13 +259,13 @@ def _outcome(judge: str, a: str, b: str, replies: Sequence[Json]) -> Outcome:
 
 def _score_of(b: str, replies: Sequence[Json], shown_first: str) -> float | None:
     """Mean score of b in one order; None where no verdict is valid, as in `both_orders.Orders`."""
-    scores = []
-    for reply in replies:
-        verdict = Verdict(reply["verdict"])
-        if reply["first"] == shown_first and verdict is not Verdict.INVALID:
-            won = verdict is (Verdict.FIRST if shown_first == b else Verdict.SECOND)
-            scores.append(1.0 if won else 0.5 if verdict in TIES else 0.0)
-    return sum(scores) / len(scores) if scores else None
+    given = [
+        SCORE_OF_FIRST[Verdict(reply["verdict"])]
+        for reply in replies
+        if reply["first"] == shown_first
+    ]
+    valid = [score if shown_first == b else 1 - score for score in given if not math.isnan(score)]
+    return sum(valid) / len(valid) if valid else None
 
 
 def _in_words(a: str, b: str, first: float, second: float) -> str:

@@ -75,13 +75,7 @@ def one_line(text: object) -> str:
 
 def lookup(summary: Mapping[str, Any], key: str) -> Any:
     """The value under a dotted key such as `evaluate.0.win_rate`; None where there is none."""
-    found: Any = summary
-    for part in key.split("."):
-        if isinstance(found, list):
-            found = found[int(part)] if part.isdigit() and int(part) < len(found) else None
-        else:
-            found = found.get(part) if isinstance(found, Mapping) else None
-    return found
+    return at_pointer(summary, "/" + key.replace(".", "/"))
 
 
 def at_pointer(document: Any, pointer: str) -> Any:
