@@ -55,7 +55,7 @@ def audit(
     from dataclasses import asdict
 
     from amenable.artifacts import Progress, RunFolder, write_json, write_jsonl
-    from amenable.cli.rewardbench import benchmark
+    from amenable.cli.rewardbench import audit_on_rewardbench
     from amenable.data.reading.readers import read_preferences
     from amenable.errors import StageError, UsageError
     from amenable.evaluate import judge_audit
@@ -76,7 +76,7 @@ def audit(
     with run_lock(RunFolder(out).lock_path, "folder"):
         opened = open_judge(judge, judge_model, chosen, settings, out)
         if edition is not None and isinstance(opened, ScoreJudge):
-            benchmark(opened, items[:rows] if rows else items, edition, out, as_json)
+            audit_on_rewardbench(opened, items[:rows] if rows else items, edition, out, as_json)
             return
         if edition == 2:
             raise UsageError(

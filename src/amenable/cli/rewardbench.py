@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 _AT_ONCE = 32  # rows that are scored between two looks at the clock
 
 
-def benchmark(
+def audit_on_rewardbench(
     judge: ScoreJudge, items: Sequence[Item], edition: Edition, out: Path, as_json: bool
 ) -> None:
     """Score all answers, write `rewardbench.json` and `rewardbench.jsonl`, and say it.

@@ -135,17 +135,16 @@ class Budget:
         batch = self.largest(stage)
         rows = {
             "training": batch.tokens if batch else 0,
-            "sampling": self._decoded_together(stage),
+            "sampling": {
+                "collect": _DECODED_TOGETHER,
+                "policy": _DECODED_TOGETHER,
+                "evaluate": self.recipe.evaluate.batch_size,
+            }.get(stage, 0),
         }
         return {
             kind: size * math.ceil(rows[kind] / between)
             for kind, (between, size) in _KERNELS.items()
         }
-
-    def _decoded_together(self, stage: str) -> int:
-        """Most sequences of a decoding step."""
-        together = {"evaluate": self.recipe.evaluate.batch_size}
-        return together.get(stage, _DECODED_TOGETHER if stage in ("collect", "policy") else 0)
 
     def largest(self, stage: str) -> MicroBatch | None:
         """The micro-batch of a stage that trains."""
@@ -322,7 +321,7 @@ class Budget:
         return {
             "weights laid out for decoding": self.export * (small and merged),
             "key-value cache": cache,
-            "prompts read, sequences that leave": max(
+            "prefill, or copies of the cache": max(
                 _FRAGMENTS[self.machine.kind] * read * self._per_token.forward, _LEAVING * cache
             ),
             "logits": _DECODE_COPIES * sequences * self.shape.vocabulary * _FLOAT,
