@@ -19,12 +19,12 @@ import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from amenable.errors import DataError, StorageError
-from amenable.progress import Deadline, Progress
+from amenable.progress import Deadline, Progress, StopRequest
 
 if TYPE_CHECKING:
     from amenable.config.recipe import Recipe
@@ -37,6 +37,7 @@ __all__ = [
     "Progress",
     "RunFolder",
     "StageContext",
+    "StopRequest",
     "atomic_dir",
     "read_json",
     "read_jsonl",
@@ -322,6 +323,17 @@ class MetricsLog:
         """
         append_jsonl(self.samples_path, rows)
 
+    def flush(self) -> None:
+        """Waits until all that was written is on the disk.
+
+        Raises:
+            StorageError: the disk is full or not writable.
+        """
+        for path in (self.metrics_path, self.samples_path):
+            if path.exists():
+                with storage_errors(path), path.open("rb") as file:
+                    os.fsync(file.fileno())
+
     def rows(self) -> list[Json]:
         """Every row of `metrics.jsonl`; a torn last line is left out."""
         return whole_rows(self.metrics_path)
@@ -402,6 +414,9 @@ class StageContext:
 
     deadline: Deadline
     """This stage's share of --max-minutes; training stops well when it is exceeded."""
+
+    stop: StopRequest = field(default_factory=StopRequest)
+    """Whether a signal wants the run to end; training stops after a step, with a checkpoint."""
 
     refresh_report: Callable[[], None] = _do_nothing
     """Rewrites `report.html` from what the folder holds now; never raises."""

@@ -49,6 +49,53 @@ class Deadline:
         return self.cut
 
 
+class StopRequest:
+    """That somebody wants the run to end, and where it may.
+
+    Where nothing is lost it ends at once, as on Ctrl-C. Training holds it up: it looks after each
+    step, writes a checkpoint, and ends itself.
+    """
+
+    def __init__(self) -> None:
+        self.signal: int | None = None
+        """Number of the signal that asked; None: nobody has."""
+        self._holders = 0
+
+    @property
+    def asked(self) -> bool:
+        """Whether somebody has."""
+        return self.signal is not None
+
+    def ask(self, signal: int) -> None:
+        """Ends at once, or when the holder is ready.
+
+        Raises:
+            KeyboardInterrupt: nobody holds it up.
+        """
+        self.signal = signal
+        if not self._holders:
+            raise KeyboardInterrupt
+
+    @contextmanager
+    def held_up(self) -> Iterator[None]:
+        """A block that ends by itself: it must look at `asked`, and call `obey` when ready."""
+        self._holders += 1
+        try:
+            yield
+        finally:
+            self._holders -= 1
+        self.obey()
+
+    def obey(self) -> None:
+        """Ends if somebody has asked.
+
+        Raises:
+            KeyboardInterrupt: somebody has.
+        """
+        if self.asked:
+            raise KeyboardInterrupt
+
+
 class Progress:
     """A bar with time left on a terminal, few plain lines elsewhere, nothing if `quiet`."""
 

@@ -98,6 +98,8 @@ RANGES: dict[str, Range] = {
     "policy.micro_batch_tokens": ANY,
     "policy.stop_at_kl": ANY,
     "policy.checkpoint_every": COUNT,
+    "checkpoint.every_minutes": ANY,
+    "checkpoint.keep_last": COUNT,
     "policy.kl.coef": ANY,
     "policy.kl.target": POSITIVE,
     "policy.kl.horizon": COUNT,

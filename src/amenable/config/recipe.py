@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
+from amenable.config.checkpoint import CheckpointConfig
 from amenable.config.collect import CollectConfig
 from amenable.config.data import DataConfig
 from amenable.config.evaluate import EvaluateConfig
@@ -53,6 +54,9 @@ class Recipe:
 
     health: HealthConfig = HealthConfig()
     """Health rules."""
+
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    """Checkpoints."""
 
     def __post_init__(self) -> None:
         """Write out the sizes of micro-batches that were left to the kind of training."""

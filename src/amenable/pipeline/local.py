@@ -202,7 +202,7 @@ class _Run:
             self.progress.say(f"{stage.name}: unchanged, skipped")
             return
         if self._can_resume(stage, state, ingredients):
-            self.progress.say(f"{stage.name}: goes on from its last checkpoint")
+            self.progress.say(f"{stage.name}: had not finished; its last checkpoint is looked for")
         else:
             self._clear(stage)
             self.progress.say(f"{stage.name}: {reason}")

@@ -1,4 +1,4 @@
-"""What training stages share: optimizer steps, schedules, checkpoints, and the supervised loop.
+"""What training stages share: optimizer steps, schedules, and the supervised loop.
 
 The loop knows no algorithm. Losses arrive unreduced and are reduced here, over the real
 entries of the *whole* batch, so that accumulating 8 × 1 equals 1 × 8.
@@ -9,16 +9,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from amenable.artifacts import atomic_dir, read_json, write_json
 from amenable.data.collate import seeded_epochs
 from amenable.errors import NumericsError
+from amenable.train.checkpoints import Checkpoints, restored
 
 if TYPE_CHECKING:
     from amenable.artifacts import StageContext
@@ -164,24 +162,6 @@ def add_gradient(
     return loss
 
 
-def save_checkpoint(
-    path: Path, tensors: dict[str, dict[str, Tensor]], numbers: dict[str, Any]
-) -> None:
-    """Write named groups of tensors and a JSON object, whole or not at all."""
-    with atomic_dir(path) as folder:
-        for name, group in tensors.items():
-            save_file({k: v.contiguous() for k, v in group.items()}, folder / f"{name}.safetensors")
-        write_json(folder / "numbers.json", {"tensors": sorted(tensors), **numbers})
-
-
-def load_checkpoint(path: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]] | None:
-    """What `save_checkpoint` wrote, or None if there is none."""
-    if not (path / "numbers.json").is_file():
-        return None
-    numbers: dict[str, Any] = read_json(path / "numbers.json")
-    return {name: load_file(path / f"{name}.safetensors") for name in numbers["tensors"]}, numbers
-
-
 class SupervisedConfig(Protocol):
     """The settings that supervised stages share."""
 
@@ -251,6 +231,7 @@ def train_supervised(
     gradient: Callable[[Sequence[int]], Metrics],
     evaluate: Callable[[], Metrics],
     loss_name: str,
+    checkpoints: Checkpoints | None = None,
 ) -> SupervisedResult:
     """Train a role on rows in seeded order and leave it with the weights of its best evaluation.
 
@@ -265,6 +246,10 @@ def train_supervised(
         gradient: adds the gradient of a batch of row numbers; returns its metrics.
         evaluate: metrics of the validation rows; `eval_` + `loss_name` chooses the best.
         loss_name: name of the loss among the metrics.
+        checkpoints: of the stage, where they are open already.
+
+    Raises:
+        KeyboardInterrupt: `ctx.stop` was asked; a checkpoint of the last step is written.
     """
     batches = planned_batches(rows, config, ctx.recipe.seed)
     steps = len(batches)
@@ -278,9 +263,13 @@ def train_supervised(
         weight_decay=config.weight_decay,
         max_grad_norm=config.max_grad_norm,
     )
-    progress = _SupervisedProgress(ctx, role, optimizer, loss_name)
-    with ctx.progress.track(steps, ctx.stage) as bar:
+    checkpoints = checkpoints or Checkpoints(ctx)
+    progress = _SupervisedProgress(ctx, role, optimizer, loss_name, checkpoints)
+    with ctx.stop.held_up(), ctx.progress.track(steps, ctx.stage) as bar:
+        progress.resume(steps)
         bar.advance(progress.step)
+        if progress.step in marks and not progress.evaluated:
+            progress.evaluate(evaluate())
         for step in range(progress.step, steps):
             rate = learning_rate(step, steps, config.learning_rate, config.warmup_fraction)
             metrics = gradient(batches[step])
@@ -289,12 +278,16 @@ def train_supervised(
             ctx.log.write(
                 step + 1, **metrics, learning_rate=rate, grad_norm=norm, undone_steps=undone
             )
+            progress.count(metrics[loss_name])
             bar.advance(1, loss=metrics[loss_name])
-            if math.isfinite(metrics[loss_name]):
-                progress.losses.append(metrics[loss_name])
+            if ctx.stop.asked:
+                progress.save()
+                ctx.stop.obey()
             stop = ctx.deadline.exceeded()
             if step + 1 in marks or stop:
-                progress.mark(step + 1, evaluate())
+                progress.evaluate(evaluate())
+            elif checkpoints.due():
+                progress.save()
             if stop:
                 ctx.progress.say(f"{ctx.stage}: time is up after {step + 1} of {steps} steps")
                 break
@@ -302,47 +295,77 @@ def train_supervised(
 
 
 class _SupervisedProgress:
-    """Losses so far and the best weights, on disk at every evaluation."""
+    """Losses so far and the best weights, as checkpoints hold them."""
 
-    def __init__(self, ctx: StageContext, role: Role, optimizer: Optimizer, loss_name: str) -> None:
+    def __init__(
+        self,
+        ctx: StageContext,
+        role: Role,
+        optimizer: Optimizer,
+        loss_name: str,
+        checkpoints: Checkpoints,
+    ) -> None:
         self._ctx, self._role, self._optimizer = ctx, role, optimizer
-        self._watched = f"eval_{loss_name}"
-        self._path = ctx.out / "checkpoints" / "last"
+        self._watched, self._checkpoints = f"eval_{loss_name}", checkpoints
         self._best: dict[str, Tensor] | None = None
         self._best_loss = math.inf
         self.step = 0
-        self.losses: list[float] = []
-        saved = load_checkpoint(self._path)
+        self.evaluated = True
+        """Whether the evaluation of this step, if it has one, is done."""
+        self._losses: list[float] = []
+
+    def resume(self, steps: int) -> None:
+        """Go on from the last checkpoint, and say of which step of how many it is."""
+        saved = self._checkpoints.read()
         if saved is not None:
             tensors, numbers = saved
-            role.load_state(tensors["weights"])
-            optimizer.load_state(tensors["optimizer"])
+            self._role.load_state(tensors["weights"])
+            self._optimizer.load_state(tensors["optimizer"])
             best = numbers["best_loss"]  # null: no evaluation was finite
-            self._best, self._best_loss = tensors["best"], math.inf if best is None else best
-            self.step, self.losses = numbers["step"], numbers["losses"]
-            ctx.progress.say(f"{ctx.stage}: resumed after step {self.step}")
-        ctx.log.truncate(self.step)
+            self._best, self._best_loss = tensors.get("best"), math.inf if best is None else best
+            self.step, self._losses = numbers["step"], numbers["losses"]
+            self.evaluated = numbers["evaluated"]
+            where = f"{self._ctx.stage}: step {self.step} of {steps}"
+            self._ctx.progress.say(restored(where, tensors, "losses, logs", self.step == steps))
+        self._ctx.log.truncate(self.step)
 
-    def mark(self, step: int, metrics: Metrics) -> None:
+    def count(self, loss: float) -> None:
+        """One more step."""
+        self.step, self.evaluated = self.step + 1, False
+        if math.isfinite(loss):
+            self._losses.append(loss)
+
+    def evaluate(self, metrics: Metrics) -> None:
         """Record an evaluation; keep the weights if it is the best so far."""
-        self._ctx.log.write(step, **metrics)
-        weights = self._role.state()
+        self._ctx.log.write(self.step, **metrics)
         loss = metrics[self._watched] if math.isfinite(metrics[self._watched]) else math.inf
         if loss < self._best_loss or self._best is None:
-            self._best, self._best_loss = weights, loss
-        self.step = step
-        save_checkpoint(
-            self._path,
-            {"weights": weights, "best": self._best, "optimizer": self._optimizer.state()},
-            {"step": step, "best_loss": self._best_loss, "losses": self.losses},
+            self._best, self._best_loss = self._role.state(), loss
+        self.evaluated = True
+        self.save()
+
+    def save(self) -> None:
+        """Write a checkpoint."""
+        tensors = {"weights": self._role.state(), "optimizer": self._optimizer.state()}
+        if self._best is not None:
+            tensors["best"] = self._best
+        self._checkpoints.write(
+            self.step,
+            tensors,
+            {
+                "step": self.step,
+                "evaluated": self.evaluated,
+                "best_loss": self._best_loss,
+                "losses": self._losses,
+            },
         )
 
     def finish(self) -> SupervisedResult:
         """Leave the best weights in the role."""
         if self._best is not None:
             self._role.load_state(self._best)
-        first = self.losses[: max(1, len(self.losses) // 10)]
-        last = self.losses[-len(first) :] if first else []
+        first = self._losses[: max(1, len(self._losses) // 10)]
+        last = self._losses[-len(first) :] if first else []
         return SupervisedResult(
             steps=self.step,
             loss_first=sum(first) / len(first) if first else None,

@@ -25,6 +25,7 @@ from amenable.losses.kto import kto_reference_point
 from amenable.models.build import Foundation
 from amenable.models.export import export_policy
 from amenable.rollout.transformers_engine import RolloutCopy
+from amenable.train.checkpoints import Checkpoints
 from amenable.train.gate import run_gate
 from amenable.train.loop import Metrics, add_gradient, train_supervised
 from amenable.train.pair_losses import LOSSES, PairLoss, Pairs
@@ -58,7 +59,8 @@ def run(ctx: StageContext) -> dict[str, Any]:
         for split in ("train", "validation")
     }
     _say_left_out(ctx, data["train"], algorithm)
-    fresh = not (ctx.out / "checkpoints" / "last").is_dir()
+    checkpoints = Checkpoints(ctx)
+    fresh = checkpoints.step is None
     start, pad_id = FrozenStart(ctx, foundation), foundation.renderer.pad_id
     role = foundation.role("policy", start_folder(ctx))
     if fresh and ctx.recipe.policy.gate:
@@ -75,6 +77,7 @@ def run(ctx: StageContext) -> dict[str, Any]:
         gradient=learner.gradient,
         evaluate=learner.evaluate,
         loss_name="loss",
+        checkpoints=checkpoints,
     )
     export_policy(
         role.model,

@@ -25,6 +25,7 @@ from amenable.rollout.rewards import score_groups
 from amenable.rollout.transformers_engine import RolloutCopy
 from amenable.rollout.types import Request, Sampling
 from amenable.train.best_checkpoint import open_best_checkpoint
+from amenable.train.checkpoints import Checkpoints, restored
 from amenable.train.experience import (
     Episode,
     MicroBatch,
@@ -36,7 +37,7 @@ from amenable.train.experience import (
 )
 from amenable.train.gate import run_gate
 from amenable.train.headroom import report_headroom
-from amenable.train.loop import Metrics, load_checkpoint, save_checkpoint
+from amenable.train.loop import Metrics
 from amenable.train.passes import EXACT
 from amenable.train.penalty import KLController
 from amenable.train.policy_roles import PolicyRoles, open_roles
@@ -117,34 +118,59 @@ class _OnPolicyLoop:
         self._best = open_best_checkpoint(ctx, roles, self._copy, self._gold)
         self._chosen: int | None = None
         self._kl = KLController(config)
-        self._path = ctx.out / "checkpoints" / "last"
+        self._checkpoints = Checkpoints(ctx)
         self._history: list[Metrics] = []
+        self._measured = 0
+        """Updates of the last candidate."""
         self._warned = False
 
     def run(self) -> None:
-        """Every update that is left."""
+        """Every update that is left.
+
+        Raises:
+            KeyboardInterrupt: `ctx.stop` was asked; a checkpoint of the last update is written.
+        """
         ctx, config = self._ctx, self._ctx.recipe.policy
         first = self._resume()
-        if first == 0:
+        if first is None:
             self._prepare()
-        with ctx.progress.track(config.updates, "policy") as bar:
+            first = 0
+            if self._checkpoints.due():
+                self._save(first)
+        with ctx.stop.held_up(), ctx.progress.track(config.updates, "policy") as bar:
             bar.advance(first)
-            for update in range(first, first if self._too_far() else config.updates):
+            for update in range(first, first if self._ended(first) else config.updates):
                 metrics = self._update(update)
                 self._history.append(metrics)
                 bar.advance(1, reward=metrics["reward"], kl=metrics["kl_loss"])
                 done = update + 1
-                last = done == config.updates or self._too_far() or ctx.deadline.exceeded()
-                if last or done % config.checkpoint_every == 0:
-                    if self._best is not None:
-                        self._best.measure(done)
+                if ctx.stop.asked:
+                    self._save(done)
+                    ctx.stop.obey()
+                late = ctx.deadline.exceeded()
+                if late or self._is_candidate(done):
+                    self._measure_candidate(done)
+                    self._save(done)
+                elif self._checkpoints.due():
                     self._save(done)
                 ctx.refresh_report()
-                if last:
+                if late or self._ended(done):
                     self._say_why_it_ended(done)
                     break
         if self._best is not None:
             self._chosen = self._best.finish()
+
+    def _ended(self, done: int) -> bool:
+        return done == self._ctx.recipe.policy.updates or self._too_far()
+
+    def _is_candidate(self, done: int) -> bool:
+        """Whether the policy after so many updates may be the one that stays."""
+        return self._ended(done) or done % self._ctx.recipe.policy.checkpoint_every == 0
+
+    def _measure_candidate(self, done: int) -> None:
+        if self._best is not None:
+            self._best.measure(done)
+        self._measured = done
 
     def _prepare(self) -> None:
         """Before anything is learnt: the plan, the numerics gate, and what can be gained."""
@@ -322,29 +348,40 @@ class _OnPolicyLoop:
 
     def _save(self, done: int) -> None:
         tensors, numbers = self._learner.state()
-        own = {"updates": done, "history": self._history, "kl_coef": self._kl.coef}
+        own = {
+            "updates": done,
+            "measured": self._measured,
+            "history": self._history,
+            "kl_coef": self._kl.coef,
+        }
         best, measured = ({}, []) if self._best is None else self._best.state()
-        save_checkpoint(
-            self._path,
+        self._checkpoints.write(
+            done,
             {"policy": self._roles.policy.state(), **best, **tensors},
             {**own, "rewards": self._scorer.state(), "selection": measured, **numbers},
         )
 
-    def _resume(self) -> int:
-        saved = load_checkpoint(self._path)
+    def _resume(self) -> int | None:
+        """Updates that are done; None: the stage begins."""
+        saved = self._checkpoints.read()
         if saved is None:
             self._ctx.log.truncate(-1)
-            return 0
+            return None
         tensors, numbers = saved
         self._roles.policy.load_state(tensors["policy"])
         self._learner.load_state(tensors, numbers)
         self._scorer.load_state(numbers["rewards"])
         if self._best is not None:
             self._best.load_state(tensors, numbers["selection"])
-        self._history, self._kl.coef = numbers["history"], float(numbers["kl_coef"])
+        self._history = [_with_nan(row) for row in numbers["history"]]
+        self._kl.coef, self._measured = float(numbers["kl_coef"]), int(numbers["measured"])
         done = int(numbers["updates"])
         self._ctx.log.truncate(done - 1)
-        self._ctx.progress.say(f"policy: resumed after update {done}")
+        where = f"policy: update {done} of {self._ctx.recipe.policy.updates}"
+        others = "KL weight, running statistics, figures, logs"
+        self._ctx.progress.say(restored(where, tensors, others, self._ended(done)))
+        if self._measured < done and self._is_candidate(done):  # stopped before it was measured
+            self._measure_candidate(done)
         return done
 
     def _say_why_it_ended(self, done: int) -> None:
@@ -356,6 +393,11 @@ class _OnPolicyLoop:
             )
         elif done < config.updates:
             self._ctx.progress.say(f"policy: time is up after {done} of {config.updates} updates")
+
+
+def _with_nan(row: dict[str, float | None]) -> Metrics:
+    """JSON has no NaN: a checkpoint keeps it as null."""
+    return {name: math.nan if value is None else value for name, value in row.items()}
 
 
 def _plan(ctx: StageContext) -> str:

@@ -30,7 +30,8 @@ from amenable.errors import DataError
 from amenable.losses.likelihood import sequence_logprobs
 from amenable.models.build import Foundation
 from amenable.models.pull import cache_home
-from amenable.train.loop import load_checkpoint, planned_batches, save_checkpoint
+from amenable.train.checkpoints import load_checkpoint, save_checkpoint
+from amenable.train.loop import planned_batches
 
 if TYPE_CHECKING:
     from amenable.artifacts import StageContext
@@ -217,7 +218,7 @@ def open_reference(
         return PairReference(torch.zeros(len(train), 2), torch.zeros(len(validation), 2))
     batches = planned_batches(len(train), ctx.recipe.policy.preference, ctx.recipe.seed)
     path = ctx.out / "checkpoints" / "reference"
-    saved = load_checkpoint(path)
+    saved = load_checkpoint(path, ctx.progress.say)
     if saved is None:
         found = _measure(ctx, start.role(), pad_id, data, batches, mismatched_too)
         save_checkpoint(path, {"logprobs": found}, {})

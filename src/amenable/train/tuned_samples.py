@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from amenable.artifacts import write_jsonl
 from amenable.data.annotator import SimulatedAnnotator
 from amenable.data.collate import PromptGroup, collate
 from amenable.data.row_file import open_prompts
@@ -43,7 +44,8 @@ def sample_tuned(
     rollouts = _rollouts(ctx, foundation, role, prompts)
     pad_id, budget = foundation.renderer.pad_id, ctx.recipe.policy.preference.micro_batch_tokens
     kl = _log_ratios(role, start.role(), rollouts, pad_id, budget)
-    ctx.log.samples(_rows(ctx, foundation, prompts, rollouts, kl, step)[:_LOGGED])
+    rows = _rows(ctx, foundation, prompts, rollouts, kl, step)[:_LOGGED]
+    write_jsonl(ctx.log.samples_path, rows)  # a stage that ends twice leaves them once
     tokens = [len(rollout.completion_ids) for rollout in rollouts]
     return {"kl_last": float(kl.mean()), "completion_tokens_mean": sum(tokens) / len(tokens)}
 

@@ -152,7 +152,7 @@ def test_interrupted_stage_goes_on_from_its_checkpoint(pipeline: Pipeline) -> No
     assert caught.value.exit_code == 130
     pipeline.run()
     assert pipeline.calls == ["upper", "count", "page"]
-    assert "upper: goes on from its last checkpoint" in pipeline.said.getvalue()
+    assert "upper: had not finished; its last checkpoint is looked for" in pipeline.said.getvalue()
 
 
 def test_checkpoint_of_another_recipe_is_not_used(pipeline: Pipeline) -> None:

@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
 from tests.unit.train.conftest import PolicyContext, vowel_share
 
 from amenable.artifacts import StageContext, read_json, write_jsonl
 from amenable.config.rewards import RewardPart
 from amenable.train import ppo
+from amenable.train.checkpoints import Checkpoints
 
 REWARDS = (
     RewardPart(source="policy_reward:score", name="vowels"),
@@ -53,7 +53,9 @@ def with_prompts(ctx: StageContext) -> StageContext:
 
 
 def weights(ctx: StageContext, name: str) -> dict[str, torch.Tensor]:
-    return load_file(ctx.out / "checkpoints" / "last" / f"{name}.safetensors")
+    saved = Checkpoints(ctx).read()
+    assert saved is not None
+    return saved[0][name]
 
 
 def tuned(ctx: StageContext) -> bytes:

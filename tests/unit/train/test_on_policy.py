@@ -14,11 +14,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from amenable.artifacts import StageContext, read_json, read_jsonl
+from amenable.artifacts import StageContext, read_jsonl
 from amenable.errors import NumericsError, RecipeError, StageError
 from amenable.models.roles import Role
 from amenable.rollout.types import Rollout
 from amenable.train import on_policy
+from amenable.train.checkpoints import Checkpoints
 from amenable.train.experience import Minibatches
 from amenable.train.on_policy import run_on_policy
 from amenable.train.policy_roles import PolicyRoles
@@ -178,7 +179,7 @@ def test_time_that_is_up_leaves_a_whole_result(policy_context: PolicyContext) ->
     assert section["updates"] == 2
     assert "time is up after 2 of 5 updates" in said(ctx)
     assert (ctx.folder.models / "tuned" / "model.safetensors").is_file()
-    assert read_json(ctx.out / "checkpoints" / "last" / "numbers.json")["updates"] == 2
+    assert Checkpoints(ctx).step == 2
 
 
 def test_a_killed_update_is_done_again(policy_context: PolicyContext, tmp_path: Path) -> None:
