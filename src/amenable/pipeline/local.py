@@ -10,6 +10,7 @@ import errno
 import importlib
 import math
 import shutil
+import signal
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,6 +26,7 @@ from amenable.artifacts import (
     Progress,
     RunFolder,
     StageContext,
+    StopRequest,
     plain,
     read_json,
     storage_error,
@@ -55,6 +57,7 @@ from amenable.pipeline.preflight import (
     silence_libraries,
 )
 from amenable.pipeline.process import keep_freed_memory
+from amenable.pipeline.signals import stops_on_signals
 from amenable.pipeline.stages import STAGES, Stage
 from amenable.pipeline.state import StageState, read_state, write_state
 from amenable.pipeline.summary import split_result, summary
@@ -71,9 +74,17 @@ _SECONDS_BETWEEN_REPORTS = 10.0
 
 
 class Interrupted(StageError):
-    """The user stopped the run; it can be resumed."""
+    """A signal stopped the run; it can be resumed.
 
-    exit_code = 130
+    Args:
+        where: the stage, or between which.
+        number: of the signal; the exit code is 128 + it, as shells have it.
+    """
+
+    def __init__(self, where: str, number: int) -> None:
+        name = signal.Signals(number).name
+        super().__init__(f"stopped {where} by {name}; the same command goes on from there")
+        self.exit_code = 128 + number
 
 
 def run(
@@ -115,7 +126,8 @@ def run(
     folder = RunFolder(Path(out_dir))
     with run_lock(folder.lock_path):
         job = _Run(recipe, folder, stages, base, progress, deadline, command)
-        return job.run(selected)
+        with stops_on_signals(job.stop):
+            return job.run(selected)
 
 
 def select(stages: Sequence[Stage], only: str | None, until: str | None) -> list[Stage]:
@@ -159,9 +171,20 @@ class _Run:
         self.report_failed = False
         self.is_forecast = False
         self.forecast: Forecast | None = None
+        self.stop = StopRequest()
 
     def run(self, selected: Sequence[Stage]) -> Json:
-        """Runs the selected stages and returns the summary."""
+        """Runs the selected stages and returns the summary.
+
+        Raises:
+            Interrupted: a signal stopped it.
+        """
+        try:
+            return self._run(selected)
+        except KeyboardInterrupt as error:
+            raise self._interrupted("between two stages") from error
+
+    def _run(self, selected: Sequence[Stage]) -> Json:
         self._save_recipe()
         for number, stage in enumerate(selected):
             reason = stage.off(self.recipe)
@@ -172,6 +195,9 @@ class _Run:
         result = self._finish()
         self.hashes.save()
         return result
+
+    def _interrupted(self, where: str) -> Interrupted:
+        return Interrupted(where, self.stop.signal or signal.SIGINT)
 
     def _save_recipe(self) -> None:
         path, text = self.folder.recipe_path, to_toml(self.recipe)
@@ -345,6 +371,7 @@ class _Run:
             log=log,
             progress=self.progress,
             deadline=deadline,
+            stop=self.stop,
             refresh_report=self._refresh_report_now_and_then,
             open_renderer=self._open_renderer,
         )
@@ -388,9 +415,7 @@ class _Run:
         try:
             yield
         except KeyboardInterrupt as error:
-            raise Interrupted(
-                f"stopped in stage {stage.name}; the same command goes on from there"
-            ) from error
+            raise self._interrupted(f"in stage {stage.name}") from error
         except Exception as error:
             told = _told(error, stage, self.folder)
             with suppress(AmenableError):

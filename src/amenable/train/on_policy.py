@@ -7,10 +7,12 @@ Shapes: N completions and C tokens of a micro-batch.
 from __future__ import annotations
 
 import math
+import random
 from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
+import numpy as np
 import torch
 
 from amenable.algorithms import ALGORITHMS, kl_placement
@@ -23,7 +25,7 @@ from amenable.errors import NumericsError, StageError
 from amenable.models.export import export_policy
 from amenable.rollout.rewards import score_groups
 from amenable.rollout.transformers_engine import RolloutCopy
-from amenable.rollout.types import Request, Sampling
+from amenable.rollout.types import Request, Sampling, uniform_noise
 from amenable.train.best_checkpoint import open_best_checkpoint
 from amenable.train.checkpoints import Checkpoints, restored
 from amenable.train.experience import (
@@ -168,9 +170,21 @@ class _OnPolicyLoop:
         return self._ended(done) or done % self._ctx.recipe.policy.checkpoint_every == 0
 
     def _measure_candidate(self, done: int) -> None:
+        self._seed_rewards("candidate", done)
         if self._best is not None:
             self._best.measure(done)
         self._measured = done
+
+    def _seed_rewards(self, what: str, number: int) -> None:
+        """The generators that all code shares, which nothing here draws from but rewards may.
+
+        Seeded anew each time, they need no place in a checkpoint.
+        """
+        noise = uniform_noise((self._ctx.recipe.seed, "rewards", what, number), 1)
+        seed = int(noise[0] * 2**32)
+        random.seed(seed)
+        np.random.seed(seed)  # noqa: NPY002 - what rewards draw from
+        torch.manual_seed(seed)
 
     def _prepare(self) -> None:
         """Before anything is learnt: the plan, the numerics gate, and what can be gained."""
@@ -231,6 +245,7 @@ class _OnPolicyLoop:
         }
 
     def _update(self, update: int) -> Metrics:
+        self._seed_rewards("update", update)
         sampled = self._sample(update)
         kept, failed = self._scorer.judge(sampled, update)
         minibatches = self._measure(self._usable(kept, update), update)

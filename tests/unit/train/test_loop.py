@@ -8,12 +8,13 @@ from typing import Any
 
 import pytest
 import torch
+from tests.unit.conftest import said
 from torch import Tensor, nn
 
 from amenable.artifacts import StageContext, read_jsonl
 from amenable.errors import NumericsError
 from amenable.train import loop
-from amenable.train.checkpoints import load_checkpoint, save_checkpoint
+from amenable.train.checkpoints import Checkpoints, load_checkpoint, save_checkpoint
 from amenable.train.loop import (
     Optimizer,
     add_gradient,
@@ -185,6 +186,12 @@ class Toy:
         loss = next(self.scripted) if self.scripted else abs(self.role.weight.item() + 2.0)
         return {"eval_loss": loss}
 
+    def rows(self) -> list[dict[str, Any]]:
+        return [
+            {key: value for key, value in row.items() if key != "wall_s"}
+            for row in read_jsonl(self.ctx.log.metrics_path)
+        ]
+
     def run(self) -> loop.SupervisedResult:
         role: Any = self.role
         return train_supervised(
@@ -198,9 +205,17 @@ class Toy:
         )
 
 
-def toy(make_context: MakeContext, root: Path, stop_after: int | None = None, **sft: Any) -> Toy:
+def toy(
+    make_context: MakeContext,
+    root: Path,
+    stop_after: int | None = None,
+    *,
+    every_minutes: float = 0.0,
+    **sft: Any,
+) -> Toy:
     settings = {"batch_size": 2, "epochs": 2.0, "evaluations": 5, "learning_rate": 0.1, **sft}
     changes = {f"sft__{key}": value for key, value in settings.items()}
+    changes["checkpoint__every_minutes"] = every_minutes
     return Toy(make_context("sft", root=root, stop_after=stop_after, **changes))
 
 
@@ -244,14 +259,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
     assert rest.run() == expected
     assert part.seen + rest.seen == whole.seen
     assert rest.role.weight.item() == whole.role.weight.item()
-
-    def rows(found: Toy) -> list[dict[str, Any]]:
-        return [
-            {key: value for key, value in row.items() if key != "wall_s"}
-            for row in read_jsonl(found.ctx.log.metrics_path)
-        ]
-
-    assert rows(rest) == rows(whole)
+    assert rest.rows() == whole.rows()
 
 
 def test_the_best_is_remembered_over_an_interruption(
@@ -265,3 +273,90 @@ def test_the_best_is_remembered_over_an_interruption(
     rest.scripted = iter([3.0, 3.0, 3.0])
     rest.run()
     assert rest.role.weight.item() == best
+
+
+@dataclasses.dataclass
+class Disturbed(Toy):
+    """A toy to which something happens in a step."""
+
+    at_step: int = 0
+    happens: Callable[[], None] = lambda: None
+
+    def gradient(self, rows: Sequence[int]) -> dict[str, float]:
+        if len(self.seen) // 2 + 1 == self.at_step:
+            self.happens()
+        return super().gradient(rows)
+
+
+def die() -> None:
+    raise RuntimeError("killed")
+
+
+@pytest.mark.parametrize("step", [1, 2, 5, 10], ids="step-{}".format)
+def test_a_stop_saves_after_its_step_and_loses_nothing(
+    make_context: MakeContext, tmp_path: Path, step: int
+) -> None:
+    """Every second step has an evaluation: the run that goes on makes up for it."""
+    whole = toy(make_context, tmp_path / "whole")
+    expected = whole.run()
+    ctx = toy(make_context, tmp_path / "part").ctx
+    part = Disturbed(ctx, at_step=step, happens=lambda: ctx.stop.ask(15))
+    with pytest.raises(KeyboardInterrupt):
+        part.run()
+    assert len(part.seen) == 2 * step
+    assert Checkpoints(ctx).step == step
+    rest = toy(make_context, tmp_path / "part")
+    assert rest.run() == expected
+    assert part.seen + rest.seen == whole.seen
+    assert part.at_evaluation + rest.at_evaluation == whole.at_evaluation
+    assert rest.rows() == whole.rows()
+    assert rest.role.weight.item() == whole.role.weight.item()
+
+
+def test_the_clock_writes_checkpoints_between_evaluations(
+    make_context: MakeContext, tmp_path: Path
+) -> None:
+    """With an interval of nearly nothing a kill in step 8 loses that step alone."""
+    whole = toy(make_context, tmp_path / "whole", evaluations=1)
+    expected = whole.run()
+    assert [path.name for path in (whole.ctx.out / "checkpoints").iterdir()] == ["step-000010"]
+    ctx = toy(make_context, tmp_path / "part", evaluations=1, every_minutes=1e-9).ctx
+    part = Disturbed(ctx, at_step=8, happens=die)
+    with pytest.raises(RuntimeError, match="killed"):
+        part.run()
+    rest = toy(make_context, tmp_path / "part", evaluations=1)
+    assert rest.run() == expected
+    assert "sft: step 7 of 10 restored: optimizer, weights, losses, logs\n" in said(rest.ctx)
+    assert len(rest.seen) == 6
+    assert rest.rows() == whole.rows()
+    assert rest.role.weight.item() == whole.role.weight.item()
+
+
+def test_a_damaged_checkpoint_costs_the_steps_since_the_one_before(
+    make_context: MakeContext, tmp_path: Path
+) -> None:
+    whole = toy(make_context, tmp_path / "whole")
+    expected = whole.run()
+    part = toy(make_context, tmp_path / "part", stop_after=6)
+    part.run()
+    file = part.ctx.out / "checkpoints" / "step-000006" / "weights.safetensors"
+    file.write_bytes(file.read_bytes()[:-1])
+    rest = toy(make_context, tmp_path / "part")
+    assert rest.run() == expected
+    assert "step-000006 is damaged and is not used" in said(rest.ctx)
+    assert "sft: step 4 of 10 restored: best, optimizer, weights, losses, logs\n" in said(rest.ctx)
+    assert rest.rows() == whole.rows()
+    assert rest.role.weight.item() == whole.role.weight.item()
+
+
+def test_where_nothing_is_left_to_train_it_says_so(
+    make_context: MakeContext, tmp_path: Path
+) -> None:
+    whole = toy(make_context, tmp_path)
+    expected = whole.run()
+    again = toy(make_context, tmp_path)
+    assert again.run() == expected
+    assert (again.seen, again.at_evaluation) == ([], [])
+    assert "step 10 of 10 restored" in said(again.ctx)
+    assert said(again.ctx).splitlines()[-2].endswith("; nothing is left to train")
+    assert again.role.weight.item() == whole.role.weight.item()
