@@ -4,7 +4,7 @@
 #   SEED=1 OUT=runs/demo-1   another seed, another run folder
 #   TORCH_INDEX=https://download.pytorch.org/whl/cpu   where torch comes from (smaller, CPU only)
 #   PYTHON=python3.12        another interpreter (3.11 to 3.13)
-#   ARGS="-k lora"           more words for pytest; of `make peers`, for its script
+#   ARGS="-k lora"           more words for pytest; of `make peers` and `make survive`, for their scripts
 
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
@@ -27,11 +27,12 @@ LIGHT := numpy scipy msgspec typer rich jinja2 tomli-w filelock fsspec pyarrow r
 # thread repeats without fail.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help install demo test test-quantised test-peers test-py lab parity peers check clean
+.PHONY: help install demo test test-quantised test-peers test-py lab survive parity peers check clean
 
 help:
 	@sed -n 's/^# \{0,1\}//p;/^$$/q' Makefile
-	@echo "Targets: install demo test test-quantised test-peers test-py lab parity peers check clean"
+	@echo "Targets: install demo test test-quantised test-peers test-py lab survive parity peers" \
+		"check clean"
 
 install: $(STAMP)
 
@@ -69,6 +70,10 @@ test-peers: install
 # Where every algorithm lands, against closed forms: docs/lab.md. A quarter of an hour on two cores.
 lab: install
 	$(BIN)/amenable lab exact --out runs/lab
+
+# Kills of training stages at random moments: docs/run-folder.md. Half an hour.
+survive: install
+	$(BIN)/python benchmarks/kill_and_resume.py $(ARGS)
 
 # The same learning as TRL's trainers, five seeds each: docs/benchmarks.md.
 parity: install

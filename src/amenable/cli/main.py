@@ -57,7 +57,7 @@ def options(
 
 
 def main() -> None:
-    """Runs the command line and exits: 0 done, 1 failed, 2 bad usage or bad input, 130 stopped."""
+    """Runs the command line and exits: 0 done, 1 failed, 2 bad usage or input, 130, 143 stopped."""
     debug = _take_debug_flag(sys.argv)
     try:
         app(prog_name="amenable")

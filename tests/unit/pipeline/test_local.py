@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 import pytest
+from tests.unit.disks import small_disk
 
 from amenable.artifacts import StageContext, read_json
 from amenable.errors import (
@@ -405,6 +406,38 @@ def test_kill_leaves_no_lock_and_no_half_artifact(
     pipeline.run()
     assert pipeline.calls == ["upper", "count", "page"]
     assert (pipeline.out / "models" / "upper" / "weights").read_text() == "HELLO"
+
+
+def test_a_read_only_folder_is_named_and_stays_as_it_is(pipeline: Pipeline) -> None:
+    with small_disk(pipeline.out, "1m") as disk:
+        pipeline.run()
+        before = {path: path.read_bytes() for path in pipeline.out.rglob("*") if path.is_file()}
+        disk.remount("ro")
+        told = rf"cannot write {pipeline.out}: the file system is read-only; choose another folder"
+        with pytest.raises(StorageError, match=told):
+            pipeline.run("sft.epochs=2")
+        assert pipeline.calls == []
+        after = {path: path.read_bytes() for path in pipeline.out.rglob("*") if path.is_file()}
+        assert after == before
+        disk.remount("rw")
+        pipeline.run()
+        assert pipeline.calls == []
+
+
+@pytest.mark.parametrize("jump_s", [1e9, -1e9], ids=["forwards", "backwards"])
+def test_a_clock_that_jumps_reruns_nothing(
+    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch, jump_s: float
+) -> None:
+    real = time.time
+    pipeline.hooks["upper"] = lambda ctx: monkeypatch.setattr(time, "time", lambda: real() + jump_s)
+    summary = pipeline.run()
+    assert 0 <= summary["wall_s"] < 60
+    assert all(0 <= row["wall_s"] < 60 for row in summary["stages"].values())
+    pipeline.run()
+    assert pipeline.calls == []
+    (pipeline.out / "models" / "upper" / "weights").write_text("HELLX")
+    pipeline.run()
+    assert pipeline.calls == ["upper"]
 
 
 def test_state_lists_hashes(pipeline: Pipeline) -> None:

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import shutil
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,10 +11,11 @@ from typing import Any
 import pytest
 import torch
 from tests.unit.conftest import said
+from tests.unit.disks import small_disk
 from torch import Tensor, nn
 
 from amenable.artifacts import StageContext, read_jsonl
-from amenable.errors import NumericsError
+from amenable.errors import NumericsError, StorageError
 from amenable.train import loop
 from amenable.train.checkpoints import Checkpoints, load_checkpoint, save_checkpoint
 from amenable.train.loop import (
@@ -347,6 +350,80 @@ def test_a_damaged_checkpoint_costs_the_steps_since_the_one_before(
     assert "sft: step 4 of 10 restored: best, optimizer, weights, losses, logs\n" in said(rest.ctx)
     assert rest.rows() == whole.rows()
     assert rest.role.weight.item() == whole.role.weight.item()
+
+
+def test_a_disk_that_fills_up_leaves_the_last_checkpoint(
+    make_context: MakeContext, tmp_path: Path
+) -> None:
+    """A file that grows in step 5 leaves too little for the checkpoint of step 6."""
+    whole = toy(make_context, tmp_path / "whole")
+    expected = whole.run()
+    with small_disk(tmp_path / "small", "256k") as disk:
+        root, other = disk.path / "run", disk.path / "other"
+
+        def fill() -> None:
+            free = shutil.disk_usage(disk.path).free
+            other.write_bytes(bytes(free - 8192))
+
+        ctx = toy(make_context, root).ctx
+        part = Disturbed(ctx, at_step=5, happens=fill)
+        said = r"cannot write .*step-000006: the disk is full; free some space and run again"
+        with pytest.raises(StorageError, match=said):
+            part.run()
+        assert Checkpoints(ctx).step == 4
+        assert sorted(path.name for path in (ctx.out / "checkpoints").iterdir()) == [
+            "step-000002",
+            "step-000004",
+        ]
+        other.unlink()
+        rest = toy(make_context, root)
+        assert rest.run() == expected
+        assert rest.rows() == whole.rows()
+        assert rest.role.weight.item() == whole.role.weight.item()
+
+
+def test_a_disk_that_becomes_read_only_leaves_the_last_checkpoint(
+    make_context: MakeContext, tmp_path: Path
+) -> None:
+    whole = toy(make_context, tmp_path / "whole")
+    expected = whole.run()
+    with small_disk(tmp_path / "small", "1m") as disk:
+        root = disk.path / "run"
+        ctx = toy(make_context, root).ctx
+        part = Disturbed(ctx, at_step=5, happens=lambda: disk.remount("ro"))
+        said = r"cannot write .*metrics.jsonl: the file system is read-only; choose another folder"
+        with pytest.raises(StorageError, match=said):
+            part.run()
+        assert Checkpoints(ctx).step == 4
+        disk.remount("rw")
+        rest = toy(make_context, root)
+        assert rest.run() == expected
+        assert rest.rows() == whole.rows()
+        assert rest.role.weight.item() == whole.role.weight.item()
+
+
+@pytest.mark.parametrize("jump_s", [1e9, -1e9], ids=["forwards", "backwards"])
+def test_a_clock_that_jumps_changes_nothing(
+    make_context: MakeContext, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, jump_s: float
+) -> None:
+    whole = toy(make_context, tmp_path / "whole", every_minutes=1.0)
+    expected = whole.run()
+    real = time.time
+    ctx = toy(make_context, tmp_path / "part", every_minutes=1.0).ctx
+
+    def jump() -> None:
+        monkeypatch.setattr(time, "time", lambda: real() + jump_s)
+
+    jumping = Disturbed(ctx, at_step=5, happens=jump)
+    assert jumping.run() == expected
+    assert jumping.rows() == whole.rows()
+    seconds = [row["wall_s"] for row in read_jsonl(ctx.log.metrics_path)]
+    assert seconds == sorted(seconds)
+    assert 0 <= seconds[0] <= seconds[-1] < 60
+    kept = [
+        sorted(path.name for path in (x.out / "checkpoints").iterdir()) for x in (ctx, whole.ctx)
+    ]
+    assert kept[0] == kept[1], "the interval is measured on another clock"
 
 
 def test_where_nothing_is_left_to_train_it_says_so(
