@@ -157,6 +157,7 @@ class _Run:
                 "policy.algorithm": settings.algorithm,
                 "policy.updates": settings.updates,
                 "policy.checkpoint_every": settings.every,
+                "checkpoint.every_minutes": 0,  # every checkpoint is a candidate
             },
         )
 

@@ -143,7 +143,8 @@ class Checkpoints:
         """What a kill has left of a checkpoint that was being written or removed."""
         with storage_errors(self._folder):
             for path in self._folder.glob(".*"):
-                shutil.rmtree(path)
+                if path.is_dir():
+                    shutil.rmtree(path)
 
     def _steps(self) -> list[int]:
         found = (_NAME.fullmatch(path.name) for path in self._folder.glob("step-*"))

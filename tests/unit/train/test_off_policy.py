@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from tests.unit.conftest import said
 from torch import Tensor
 
 from amenable.algorithms import ALGORITHMS
@@ -496,6 +497,27 @@ def test_without_time_the_reference_is_measured_along_the_way(
     for row in (*first, *second):
         del row["wall_s"]
     assert first == second
+
+
+@pytest.mark.parametrize("name", ["dpo", "kto"])
+def test_a_damaged_reference_is_measured_again(
+    name: str, make_context: MakeContext, ten_rows: Rows, tmp_path: Path
+) -> None:
+    settings = {"policy__algorithm": name, "preference__beta": 1.0}
+    whole = context(make_context, ten_rows, tmp_path / "whole", **settings)
+    section = off_policy.run(whole)
+    part = context(make_context, ten_rows, tmp_path / "part", stop_after=2, **settings)
+    off_policy.run(part)
+    file = part.out / "checkpoints" / "reference" / "logprobs.safetensors"
+    file.write_bytes(file.read_bytes()[:-4])
+    rest = context(make_context, ten_rows, tmp_path / "part", **settings)
+    assert off_policy.run(rest) == section
+    assert "reference is damaged and is not used: logprobs.safetensors has" in said(rest)
+    saved = [load_checkpoint(ctx.out / "checkpoints" / "reference", print) for ctx in (rest, whole)]
+    assert all(one is not None for one in saved)
+    found, expected = (one[0]["logprobs"] for one in saved if one is not None)
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[key], expected[key]) for key in found)
 
 
 def test_rows_that_no_step_sees_are_not_measured(
