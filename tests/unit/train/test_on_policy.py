@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from amenable.artifacts import StageContext, read_jsonl
+from amenable.config.rewards import RewardPart
 from amenable.errors import NumericsError, RecipeError, StageError
 from amenable.models.roles import Role
 from amenable.rollout.types import Rollout
@@ -306,6 +307,30 @@ def test_a_reward_that_draws_numbers_draws_the_same_after_a_resume(
     rewards = [[row["reward"] for row in metrics(ctx)] for ctx in (rest, whole)]
     assert rewards[0] == rewards[1]
     assert len(set(rewards[0])) == 3
+
+
+def test_running_statistics_and_a_steered_weight_come_back(
+    policy_context: PolicyContext, tmp_path: Path
+) -> None:
+    """Of the normaliser and of the adaptive controller: the figures go on as if nothing was."""
+    settings: dict[str, Any] = {
+        "policy__reward": "",
+        "policy__rewards": (
+            RewardPart(source="policy_reward:score", name="vowels", normalise="running"),
+        ),
+        "policy__updates": 4,
+        "kl__controller": "adaptive",
+        "kl__target": 0.5,
+        "kl__horizon": 100,
+    }
+    whole = policy_context(root=tmp_path / "whole", **settings)
+    nudge(whole)
+    nudge(policy_context(root=tmp_path / "part", stop_after=2, **settings))
+    rest = policy_context(root=tmp_path / "part", **settings)
+    nudge(rest)
+    rows, expected = ([{**row, "wall_s": 0} for row in metrics(ctx)] for ctx in (rest, whole))
+    assert rows == expected
+    assert len({row["kl_coef"] for row in rows}) == 4
 
 
 def test_samples_tell_prompt_text_score_and_kl(policy_context: PolicyContext) -> None:
