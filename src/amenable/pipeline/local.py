@@ -298,7 +298,7 @@ class _Run:
             return False
         checkpoints = self.folder.stage_path(stage.name) / "checkpoints"
         unfinished = not state.done or state.shortened
-        return unfinished and checkpoints.is_dir() and any(checkpoints.iterdir())
+        return unfinished and any(checkpoints.glob("[!.]*"))
 
     def _clear(self, stage: Stage) -> None:
         """Removes the artifacts that the stage had recorded, then its folder."""

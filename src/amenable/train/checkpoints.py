@@ -130,6 +130,8 @@ class Checkpoints:
             self._say(f"checkpoint {self._path(step).name} is damaged and is not used: {reason}")
         if self._damaged:
             self._say("no checkpoint is whole: starts afresh")
+        elif self._folder.is_dir():
+            self._say("no checkpoint was written yet: training starts afresh")
         return None
 
     def _remove(self, path: Path) -> None:

@@ -156,6 +156,20 @@ def test_interrupted_stage_goes_on_from_its_checkpoint(pipeline: Pipeline) -> No
     assert "upper: had not finished; its last checkpoint is looked for" in pipeline.said.getvalue()
 
 
+def test_half_of_a_first_checkpoint_is_none(pipeline: Pipeline) -> None:
+    def die_in_a_write(ctx: StageContext) -> None:
+        (ctx.out / "checkpoints" / ".step-000001.partial").mkdir(parents=True)
+        raise KeyboardInterrupt
+
+    pipeline.hooks["upper"] = die_in_a_write
+    with pytest.raises(local.Interrupted):
+        pipeline.run()
+    pipeline.hooks.clear()
+    pipeline.run()
+    assert "upper: starts afresh, the last attempt did not finish" in pipeline.said.getvalue()
+    assert not (pipeline.out / "stages" / "upper" / "checkpoints").exists()
+
+
 def test_checkpoint_of_another_recipe_is_not_used(pipeline: Pipeline) -> None:
     pipeline.hooks["upper"] = interrupt_with_checkpoint
     with pytest.raises(local.Interrupted):

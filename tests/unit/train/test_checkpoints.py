@@ -184,6 +184,14 @@ def test_the_one_before_a_deleted_one_is_used(ctx: StageContext) -> None:
     assert said(ctx) == ""
 
 
+def test_where_there_is_none_among_other_files_it_says_so(ctx: StageContext) -> None:
+    """As the reference of pairs, which is kept beside the checkpoints before the first step."""
+    save_checkpoint(ctx.out / "checkpoints" / "reference", {}, {})
+    assert Checkpoints(ctx).step is None
+    assert said(ctx) == "sft: no checkpoint was written yet: training starts afresh\n"
+    assert kept(ctx) == ["reference"]
+
+
 def test_what_a_kill_leaves_is_never_read_and_goes(ctx: StageContext) -> None:
     """Half of one that was being written, and half of one that was being removed."""
     last = write(ctx, 1, 2)
