@@ -377,7 +377,7 @@ class MetricsLog:
             self._writer.flush()
 
 
-def _do_nothing() -> None:
+def do_nothing() -> None:
     return None
 
 
@@ -403,8 +403,11 @@ class StageContext:
     deadline: Deadline
     """This stage's share of --max-minutes; training stops well when it is exceeded."""
 
-    refresh_report: Callable[[], None] = _do_nothing
+    refresh_report: Callable[[], None] = do_nothing
     """Rewrites `report.html` from what the folder holds now; never raises."""
+
+    publish: Callable[[], None] = do_nothing
+    """To be called when a checkpoint is whole: a run folder on an object store follows."""
 
     open_renderer: Callable[[], Renderer] | None = None
     """Opens the base model's tokenizer, without weights, for stages that load no model."""

@@ -12,7 +12,7 @@ import math
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -45,8 +45,8 @@ from amenable.pipeline.fingerprint import (
     matching,
     stage_ingredients,
 )
-from amenable.pipeline.lock import run_lock
 from amenable.pipeline.manifest import device, manifest
+from amenable.pipeline.mirror import output_folder
 from amenable.pipeline.preflight import (
     base_model,
     check_inputs,
@@ -68,6 +68,7 @@ _BUDGET_IN_USE = 0.9
 _WITH_MODELS = ("sft", "collect", "reward", "policy", "evaluate")
 _REASONS_SHOWN = 3
 _SECONDS_BETWEEN_REPORTS = 10.0
+_SECONDS_BETWEEN_PUBLICATIONS = 60.0
 
 
 class Interrupted(StageError):
@@ -91,7 +92,7 @@ def run(
 
     Args:
         recipe: the resolved recipe.
-        out_dir: the run folder, made if missing.
+        out_dir: the run folder, made if missing; of a URL a working folder is mirrored there.
         only: run this stage alone; what it needs must be done.
         until: run the stages up to and with this one.
         max_minutes: end well inside this budget, with every artifact.
@@ -112,9 +113,8 @@ def run(
     check_inputs(recipe)
     base = base_model(recipe, progress.say)
     close_hub(recipe, base)
-    folder = RunFolder(Path(out_dir))
-    with run_lock(folder.lock_path):
-        job = _Run(recipe, folder, stages, base, progress, deadline, command)
+    with output_folder(out_dir, progress.say) as (root, publish):
+        job = _Run(recipe, RunFolder(root), stages, base, progress, deadline, command, publish)
         return job.run(selected)
 
 
@@ -147,12 +147,14 @@ class _Run:
         progress: Progress,
         deadline: Deadline,
         command: Sequence[str],
+        publish: Callable[[], None],
     ):
+        self.publish = publish
         self.recipe, self.folder, self.stages, self.base = recipe, folder, stages, base
         self.progress, self.deadline = progress, deadline
         self.command = list(command or sys.argv)
         self.started = time.monotonic()
-        self.next_report = self.started
+        self.next_report = self.next_publication = self.started
         self.hashes = FileHashes(folder.root / ".hashes.json")
         self.states = {stage.name: read_state(folder, stage.name) for stage in stages}
         self.ran: set[str] = set()
@@ -346,6 +348,7 @@ class _Run:
             progress=self.progress,
             deadline=deadline,
             refresh_report=self._refresh_report_now_and_then,
+            publish=self.publish,
             open_renderer=self._open_renderer,
         )
         try:
@@ -362,6 +365,7 @@ class _Run:
         self.folder.stage(stage.name)
         write_state(self.folder, stage.name, state)
         self.states[stage.name] = state
+        self.publish()
 
     def _outputs(self, stage: Stage) -> dict[str, str]:
         """Hashes of what the stage made, without what a later stage that is on will make."""
@@ -469,6 +473,9 @@ class _Run:
         if time.monotonic() >= self.next_report:
             self._refresh_report()
             self.next_report = time.monotonic() + _SECONDS_BETWEEN_REPORTS
+            if time.monotonic() >= self.next_publication:
+                self.publish()
+                self.next_publication = time.monotonic() + _SECONDS_BETWEEN_PUBLICATIONS
 
     def _refresh_report(self) -> None:
         try:

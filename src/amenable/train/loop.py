@@ -336,6 +336,7 @@ class _SupervisedProgress:
             {"weights": weights, "best": self._best, "optimizer": self._optimizer.state()},
             {"step": step, "best_loss": self._best_loss, "losses": self.losses},
         )
+        self._ctx.publish()
 
     def finish(self) -> SupervisedResult:
         """Leave the best weights in the role."""

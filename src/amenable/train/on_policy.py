@@ -329,6 +329,7 @@ class _OnPolicyLoop:
             {"policy": self._roles.policy.state(), **best, **tensors},
             {**own, "rewards": self._scorer.state(), "selection": measured, **numbers},
         )
+        self._ctx.publish()
 
     def _resume(self) -> int:
         saved = load_checkpoint(self._path)
