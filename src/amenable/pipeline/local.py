@@ -59,6 +59,7 @@ from amenable.pipeline.stages import STAGES, Stage
 from amenable.pipeline.state import StageState, read_state, write_state
 from amenable.pipeline.summary import split_result, summary
 from amenable.progress import duration
+from amenable.trackers import Trackers
 
 if TYPE_CHECKING:
     from amenable.data.render import Renderer
@@ -157,6 +158,7 @@ class _Run:
         self.next_report = self.next_publication = self.started
         self.hashes = FileHashes(folder.root / ".hashes.json")
         self.states = {stage.name: read_state(folder, stage.name) for stage in stages}
+        self.trackers = Trackers(recipe, folder.root, progress.say)
         self.ran: set[str] = set()
         self.report_failed = False
         self.is_forecast = False
@@ -165,12 +167,17 @@ class _Run:
     def run(self, selected: Sequence[Stage]) -> Json:
         """Runs the selected stages and returns the summary."""
         self._save_recipe()
-        for number, stage in enumerate(selected):
-            reason = stage.off(self.recipe)
-            if reason:
-                self._retire(stage, reason)
-            else:
-                self._settle(stage, selected[number:])
+        finished = False
+        try:
+            for number, stage in enumerate(selected):
+                reason = stage.off(self.recipe)
+                if reason:
+                    self._retire(stage, reason)
+                else:
+                    self._settle(stage, selected[number:])
+            finished = True
+        finally:
+            self.trackers.finish(finished)
         result = self._finish()
         self.hashes.save()
         return result
@@ -339,7 +346,8 @@ class _Run:
         self._write_results()
 
     def _call(self, stage: Stage, deadline: Deadline, watch: OnlineWatch) -> Any:
-        log = MetricsLog(stage.name, self.folder.stage(stage.name), observer=watch)
+        observer = self.trackers.of(stage.name, then=watch)
+        log = MetricsLog(stage.name, self.folder.stage(stage.name), observer=observer)
         context = StageContext(
             recipe=self.recipe,
             folder=self.folder,
