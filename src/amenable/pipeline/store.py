@@ -26,6 +26,9 @@ WAIT_VARIABLE = "AMENABLE_STORE_WAIT_S"
 _WAIT_S = 300.0
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 30.0
 _CHUNK_BYTES = 1 << 20
+_S3 = {"config_kwargs": {"connect_timeout": 10, "read_timeout": 30, "retries": {"max_attempts": 1}}}
+"""A server that hangs is given up by `s3fs` after five times of these seconds."""
+
 _WITH_FOLDERS = ("local", "sftp", "ssh", "smb", "hdfs", "webhdfs", "ftp")
 """Protocols of places where a folder must be made before a file in it; in others a bucket would."""
 
@@ -53,10 +56,12 @@ class Store:
         self.url = url.rstrip("/")
         self.shown = shown_name(self.url)
         self._wait_s = _wait() if wait_s is None else wait_s
-        found, self._root = filesystem(self.url, use_listings_cache=False)
+        protocol = self.url.partition("://")[0].lower()
+        options = _S3 if protocol in ("s3", "s3a") else {}
+        found, self._root = filesystem(self.url, use_listings_cache=False, **options)
         self._system = system or found
         self._root = self._root.rstrip("/")
-        self._makes_folders = self.url.partition("://")[0].lower() in _WITH_FOLDERS
+        self._makes_folders = protocol in _WITH_FOLDERS
 
     def read(self, path: str) -> bytes | None:
         """The object's bytes; None if there is none."""
@@ -198,7 +203,7 @@ class Store:
         return self._keep_trying(prepared)
 
     def _keep_trying(self, action: Callable[[], T]) -> T:
-        end, pause = time.monotonic() + self._wait_s, _FIRST_PAUSE_S
+        start, pause = time.monotonic(), _FIRST_PAUSE_S
         while True:
             try:
                 return action()
@@ -206,10 +211,11 @@ class Store:
                 raise
             except Exception as error:  # every filesystem has its own errors
                 self._refuse(error)
-                if time.monotonic() + pause > end:
+                tried_s = time.monotonic() - start
+                if tried_s + pause > self._wait_s:
                     raise StorageError(
-                        f"{self.shown}: the store cannot be reached, tried for "
-                        f"{self._wait_s:.0f} s ({reason(error)})"
+                        f"{self.shown}: the store cannot be reached, tried for {tried_s:.0f} s "
+                        f"({reason(error)})"
                     ) from error
             time.sleep(pause)
             pause = min(2 * pause, _LONGEST_PAUSE_S)
