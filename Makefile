@@ -22,17 +22,20 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 LIGHT := numpy scipy msgspec typer rich jinja2 tomli-w filelock fsspec pyarrow rensa aiohttp \
 	pytest pytest-timeout hypothesis jaxtyping beartype
+TRACKERS := wandb==0.31.0 mlflow-skinny==3.17.2 sqlalchemy alembic trackio==0.43.0 \
+	msgspec tomli-w pytest pytest-timeout
 
 # Tests use tiny tensors, on which more threads are slower, and compare bits, which only one
 # thread repeats without fail.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help install demo test test-quantised test-peers test-py lab survive parity peers check clean
+.PHONY: help install demo test test-quantised test-peers test-trackers test-py lab survive parity \
+	peers check clean
 
 help:
 	@sed -n 's/^# \{0,1\}//p;/^$$/q' Makefile
-	@echo "Targets: install demo test test-quantised test-peers test-py lab survive parity peers" \
-		"check clean"
+	@echo "Targets: install demo test test-quantised test-peers test-trackers test-py lab survive" \
+		"parity peers check clean"
 
 install: $(STAMP)
 
@@ -62,6 +65,13 @@ test-quantised: install
 		-c constraints.txt
 	PYTHONPATH=.venv-quantised $(BIN)/python -m pytest -q tests/unit/models/test_quantised.py \
 		tests/unit/train/test_quantised_base.py $(ARGS)
+
+# Experiment trackers themselves, without torch.
+test-trackers:
+	@test -x .venv-trackers/bin/pytest || $(PYTHON) -m venv --clear .venv-trackers
+	.venv-trackers/bin/python -m pip install --quiet $(TRACKERS)
+	PYTHONPATH=src .venv-trackers/bin/python -m pytest -q -W ignore -p no:cacheprovider \
+		tests/trackers $(ARGS)
 
 # Other libraries as oracles, each in an environment of its own.
 test-peers: install
@@ -104,5 +114,5 @@ test-py:
 
 clean:
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage .venv-py3.12 \
-		.venv-py3.13 .venv-quantised
+		.venv-py3.13 .venv-quantised .venv-trackers
 	find . -name __pycache__ -not -path './.venv*' -prune -exec rm -rf {} +

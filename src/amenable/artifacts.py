@@ -389,7 +389,7 @@ class MetricsLog:
             self._writer.flush()
 
 
-def _do_nothing() -> None:
+def do_nothing() -> None:
     return None
 
 
@@ -418,8 +418,11 @@ class StageContext:
     stop: StopRequest = field(default_factory=StopRequest)
     """Whether a signal wants the run to end; training stops after a step, with a checkpoint."""
 
-    refresh_report: Callable[[], None] = _do_nothing
+    refresh_report: Callable[[], None] = do_nothing
     """Rewrites `report.html` from what the folder holds now; never raises."""
+
+    publish: Callable[[], None] = do_nothing
+    """To be called when a checkpoint is whole: a run folder on an object store follows."""
 
     open_renderer: Callable[[], Renderer] | None = None
     """Opens the base model's tokenizer, without weights, for stages that load no model."""

@@ -43,6 +43,9 @@ class Range:
         return low if self.high == math.inf else f"{low} and {high}"
 
 
+TRACKERS = ("wandb", "mlflow", "trackio")
+"""Rows of `amenable/trackers.py`."""
+
 ANY = Range(0)
 POSITIVE = Range(0, above=True)
 COUNT = Range(1)
@@ -422,6 +425,13 @@ def _health(recipe: Recipe) -> str:
     return ""
 
 
+def _trackers(recipe: Recipe) -> str:
+    for name in recipe.trackers:
+        if name not in TRACKERS:
+            return f"trackers: {name!r} is no tracker; choose from {', '.join(TRACKERS)}"
+    return ""
+
+
 def _gate_skip(recipe: Recipe) -> str:
     unknown = [name for name in recipe.policy.gate_skip if name not in GATE_CHECKS]
     if not unknown:
@@ -491,6 +501,7 @@ RULES: tuple[Callable[[Recipe], str], ...] = (
     _gate_skip,
     _selection,
     _health,
+    _trackers,
     _kto_batch,
     _one_source_of_preferences,
     _judge,

@@ -31,6 +31,10 @@ class Recipe:
     seed: int = 0
     """Seeds initial weights, data order, sampling and the simulated annotator."""
 
+    trackers: tuple[str, ...] = ()
+    """Experiment trackers that get the figures beside TensorBoard (docs/trackers.md): `wandb`,
+    `mlflow`, `trackio`."""
+
     model: ModelConfig = ModelConfig()
     """The base model."""
 

@@ -13,7 +13,7 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -47,8 +47,8 @@ from amenable.pipeline.fingerprint import (
     matching,
     stage_ingredients,
 )
-from amenable.pipeline.lock import run_lock
 from amenable.pipeline.manifest import device, manifest
+from amenable.pipeline.mirror import output_folder
 from amenable.pipeline.preflight import (
     base_model,
     check_inputs,
@@ -62,6 +62,7 @@ from amenable.pipeline.stages import STAGES, Stage
 from amenable.pipeline.state import StageState, read_state, write_state
 from amenable.pipeline.summary import split_result, summary
 from amenable.progress import duration
+from amenable.trackers import Trackers
 
 if TYPE_CHECKING:
     from amenable.data.render import Renderer
@@ -71,6 +72,7 @@ _BUDGET_IN_USE = 0.9
 _WITH_MODELS = ("sft", "collect", "reward", "policy", "evaluate")
 _REASONS_SHOWN = 3
 _SECONDS_BETWEEN_REPORTS = 10.0
+_SECONDS_BETWEEN_PUBLICATIONS = 60.0
 
 
 class Interrupted(StageError):
@@ -102,7 +104,7 @@ def run(
 
     Args:
         recipe: the resolved recipe.
-        out_dir: the run folder, made if missing.
+        out_dir: the run folder, made if missing; of a URL a working folder is mirrored there.
         only: run this stage alone; what it needs must be done.
         until: run the stages up to and with this one.
         max_minutes: end well inside this budget, with every artifact.
@@ -123,9 +125,8 @@ def run(
     check_inputs(recipe)
     base = base_model(recipe, progress.say)
     close_hub(recipe, base)
-    folder = RunFolder(Path(out_dir))
-    with run_lock(folder.lock_path):
-        job = _Run(recipe, folder, stages, base, progress, deadline, command)
+    with output_folder(out_dir, progress.say) as (root, publish):
+        job = _Run(recipe, RunFolder(root), stages, base, progress, deadline, command, publish)
         with stops_on_signals(job.stop):
             return job.run(selected)
 
@@ -159,14 +160,17 @@ class _Run:
         progress: Progress,
         deadline: Deadline,
         command: Sequence[str],
+        publish: Callable[[], None],
     ):
+        self.publish = publish
         self.recipe, self.folder, self.stages, self.base = recipe, folder, stages, base
         self.progress, self.deadline = progress, deadline
         self.command = list(command or sys.argv)
         self.started = time.monotonic()
-        self.next_report = self.started
+        self.next_report = self.next_publication = self.started
         self.hashes = FileHashes(folder.root / ".hashes.json")
         self.states = {stage.name: read_state(folder, stage.name) for stage in stages}
+        self.trackers = Trackers(recipe, folder.root, progress.say)
         self.ran: set[str] = set()
         self.report_failed = False
         self.is_forecast = False
@@ -186,12 +190,17 @@ class _Run:
 
     def _run(self, selected: Sequence[Stage]) -> Json:
         self._save_recipe()
-        for number, stage in enumerate(selected):
-            reason = stage.off(self.recipe)
-            if reason:
-                self._retire(stage, reason)
-            else:
-                self._settle(stage, selected[number:])
+        finished = False
+        try:
+            for number, stage in enumerate(selected):
+                reason = stage.off(self.recipe)
+                if reason:
+                    self._retire(stage, reason)
+                else:
+                    self._settle(stage, selected[number:])
+            finished = True
+        finally:
+            self.trackers.finish(finished)
         result = self._finish()
         self.hashes.save()
         return result
@@ -363,7 +372,8 @@ class _Run:
         self._write_results()
 
     def _call(self, stage: Stage, deadline: Deadline, watch: OnlineWatch) -> Any:
-        log = MetricsLog(stage.name, self.folder.stage(stage.name), observer=watch)
+        observer = self.trackers.of(stage.name, then=watch)
+        log = MetricsLog(stage.name, self.folder.stage(stage.name), observer=observer)
         context = StageContext(
             recipe=self.recipe,
             folder=self.folder,
@@ -373,6 +383,7 @@ class _Run:
             deadline=deadline,
             stop=self.stop,
             refresh_report=self._refresh_report_now_and_then,
+            publish=self.publish,
             open_renderer=self._open_renderer,
         )
         try:
@@ -389,6 +400,7 @@ class _Run:
         self.folder.stage(stage.name)
         write_state(self.folder, stage.name, state)
         self.states[stage.name] = state
+        self.publish()
 
     def _outputs(self, stage: Stage) -> dict[str, str]:
         """Hashes of what the stage made, without what a later stage that is on will make."""
@@ -494,6 +506,9 @@ class _Run:
         if time.monotonic() >= self.next_report:
             self._refresh_report()
             self.next_report = time.monotonic() + _SECONDS_BETWEEN_REPORTS
+            if time.monotonic() >= self.next_publication:
+                self.publish()
+                self.next_publication = time.monotonic() + _SECONDS_BETWEEN_PUBLICATIONS
 
     def _refresh_report(self) -> None:
         try:

@@ -120,6 +120,7 @@ class Checkpoints:
         whole = [one for one in self._steps() if one <= step and one not in self._damaged]
         for other in set(self._steps()) - set(whole[-self._config.keep_last :]):
             self._remove(self._path(other))
+        self._ctx.publish()
 
     def _newest_whole(self) -> int | None:
         for step in reversed(self._steps()):

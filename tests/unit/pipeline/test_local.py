@@ -3,6 +3,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -24,7 +25,10 @@ from amenable.errors import (
     StorageError,
     UsageError,
 )
-from amenable.pipeline import local
+from amenable.pipeline import local, mirror
+from amenable.pipeline.store import Store
+
+from .stores import Cut, clear
 
 if TYPE_CHECKING:
     from .conftest import Pipeline
@@ -461,3 +465,54 @@ def test_state_lists_hashes(pipeline: Pipeline) -> None:
     assert state["outputs"] == {
         "data/letters.txt": "2cf24dba5fb0a30e26e83b2ac5b9e29e1b161e5c1fa7425e73043362938b9824"
     }
+
+
+@pytest.fixture
+def on_a_store(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> Cut:
+    """The pipeline's run folder is `memory://lab/run`, whose power can be cut."""
+    clear("lab")
+    system = Cut()
+    monkeypatch.setenv("AMENABLE_HOME", str(pipeline.root / "home"))
+    monkeypatch.setattr(type(pipeline), "out", "memory://lab/run")
+    monkeypatch.setattr(mirror, "Store", lambda url: Store(url, wait_s=0, system=system))
+    return system
+
+
+def test_a_run_on_a_store_goes_on_on_another_machine(pipeline: Pipeline, on_a_store: Cut) -> None:
+    first = pipeline.run(until="upper")
+    shutil.rmtree(pipeline.root / "home")
+    second = pipeline.run()
+    assert pipeline.calls == ["count", "page"]
+    assert second["stages"].keys() == first["stages"].keys()
+    shutil.rmtree(pipeline.root / "home")
+    assert pipeline.run() == second
+    assert pipeline.calls == []
+
+
+def test_a_store_that_goes_away_ends_the_run_and_nothing_is_lost(
+    pipeline: Pipeline, on_a_store: Cut
+) -> None:
+    def cut(ctx: StageContext) -> None:
+        on_a_store.at = on_a_store.steps
+        (ctx.out / "checkpoints").mkdir()
+        (ctx.out / "checkpoints" / "one").write_text("1")
+        ctx.publish()
+
+    pipeline.hooks["count"] = cut
+    with pytest.raises(StorageError, match=r"cannot be reached.* is whole in .*/run; the same"):
+        pipeline.run()
+    assert status_of(pipeline, "count") == "failed"
+    on_a_store.at = None
+    found: list[str] = []
+    pipeline.hooks["count"] = lambda ctx: found.extend(
+        path.name for path in (ctx.out / "checkpoints").iterdir()
+    )
+    pipeline.run()
+    assert pipeline.calls == ["count", "page"]
+    assert found == ["one"]
+
+
+def status_of(pipeline: Pipeline, stage: str) -> str:
+    """As `status`, in the working folder of a store."""
+    folder = mirror.working_folder(str(pipeline.out))
+    return str(read_json(folder / "stages" / stage / "state.json")["status"])

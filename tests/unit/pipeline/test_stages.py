@@ -36,6 +36,7 @@ def test_every_recipe_key_belongs_to_a_stage() -> None:
     used = {key for stage in STAGES for key in config_values(stage, flatten(Recipe()))}
     without_effect_on_results = {
         "schema_version",
+        "trackers",
         "health.off",
         "health.stop_on",
         "checkpoint.every_minutes",
