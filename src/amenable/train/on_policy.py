@@ -149,7 +149,7 @@ class _OnPolicyLoop:
                 if ctx.stop.asked:
                     self._save(done)
                     ctx.stop.obey()
-                late = ctx.deadline.exceeded()
+                late = not self._ended(done) and ctx.deadline.exceeded()
                 if late or self._is_candidate(done):
                     self._measure_candidate(done)
                     self._save(done)
@@ -209,8 +209,7 @@ class _OnPolicyLoop:
                 self._gold,
                 None if role is None else self._centred,
             )
-        if self._best is not None:
-            self._best.measure(0)
+        self._measure_candidate(0)
 
     def _centred(self, groups: Sequence[PromptGroup]) -> Tensor:
         """The own reward model's scores, 0 at its offset."""

@@ -21,6 +21,7 @@ from amenable.artifacts import StageContext, read_jsonl
 from amenable.config.rewards import RewardPart
 from amenable.errors import NumericsError, RecipeError, StageError
 from amenable.models.roles import Role
+from amenable.progress import Deadline
 from amenable.rollout.types import Rollout
 from amenable.train import on_policy
 from amenable.train.checkpoints import Checkpoints
@@ -184,6 +185,12 @@ def test_time_that_is_up_leaves_a_whole_result(policy_context: PolicyContext) ->
     assert "time is up after 2 of 5 updates" in said(ctx)
     assert (ctx.folder.models / "tuned" / "model.safetensors").is_file()
     assert Checkpoints(ctx).step == 2
+
+
+def test_time_that_is_up_with_the_last_update_cuts_nothing(policy_context: PolicyContext) -> None:
+    ctx = dataclasses.replace(policy_context(policy__updates=1), deadline=Deadline(0.0))
+    nudge(ctx)
+    assert not ctx.deadline.cut
 
 
 def test_a_killed_update_is_done_again(policy_context: PolicyContext, tmp_path: Path) -> None:
