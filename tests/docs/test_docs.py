@@ -311,7 +311,7 @@ def test_commands_exist(page: Path) -> None:
 
 
 def test_readme_names_every_command() -> None:
-    groups = ("amenable", "amenable data", "amenable models", "amenable lab")
+    groups = ("amenable", "amenable data", "amenable models", "amenable lab", "amenable kfp")
     leaves = [name for name in commands() if name not in groups]
     assert len(leaves) >= 6
     assert [name for name in leaves if f"`{name}" not in README] == []

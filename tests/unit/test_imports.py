@@ -19,6 +19,7 @@ LIGHT_MODULES = [
     "amenable.data.splits",
     "amenable.pipeline.stages",
     "amenable.pipeline.local",
+    "amenable.pipeline.kfp_tasks",
     "amenable.models.pull",
     "amenable.cli.main",
 ]

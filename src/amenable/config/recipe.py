@@ -9,6 +9,7 @@ from amenable.config.collect import CollectConfig
 from amenable.config.data import DataConfig
 from amenable.config.evaluate import EvaluateConfig
 from amenable.config.health import HealthConfig
+from amenable.config.kfp import KfpConfig
 from amenable.config.model import ModelConfig
 from amenable.config.policy import PolicyConfig
 from amenable.config.reward import RewardConfig
@@ -53,6 +54,9 @@ class Recipe:
 
     health: HealthConfig = HealthConfig()
     """Health rules."""
+
+    kfp: KfpConfig = KfpConfig()
+    """Kubeflow Pipelines."""
 
     def __post_init__(self) -> None:
         """Write out the sizes of micro-batches that were left to the kind of training."""

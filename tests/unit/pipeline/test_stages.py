@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+from dataclasses import fields
+
 from amenable.config.checks import lookup
+from amenable.config.kfp import KfpConfig
 from amenable.config.load import load_recipe
 from amenable.config.recipe import Recipe
 from amenable.pipeline.stages import STAGES, config_values, stage_names
@@ -34,7 +37,8 @@ def test_every_recipe_key_belongs_to_a_stage() -> None:
     from amenable.config.load import flatten
 
     used = {key for stage in STAGES for key in config_values(stage, flatten(Recipe()))}
-    without_effect_on_results = {"schema_version", "health.off", "health.stop_on"}
+    kfp = {f"kfp.{field.name}" for field in fields(KfpConfig)}
+    without_effect_on_results = {"schema_version", "health.off", "health.stop_on", *kfp}
     assert set(flatten(Recipe())) - used == without_effect_on_results
 
 
