@@ -71,7 +71,8 @@ test-kfp: install
 		$(BIN)/python -m pip install --quiet --target .venv-kfp "$(KFP)" && \
 		echo "$(KFP)" > .venv-kfp/.installed; \
 	fi
-	PYTHONPATH="$(CURDIR)/.venv-kfp" $(BIN)/python -m pytest -q tests/unit/pipeline/test_kfp.py $(ARGS)
+	PYTHONPATH="$(CURDIR)/.venv-kfp" $(BIN)/python -m pytest -q tests/unit/pipeline/test_kfp.py \
+		tests/unit/pipeline/test_vertex.py $(ARGS)
 
 # Other libraries as oracles, each in an environment of its own.
 test-peers: install

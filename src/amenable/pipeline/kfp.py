@@ -30,6 +30,7 @@ try:
     from kfp import components as components
     from kfp import dsl as dsl
     from kfp.dsl import HTML, Artifact, Metrics, Output
+    from kfp.dsl.types.type_utils import InconsistentTypeException as InconsistentTypeException
 except ImportError as error:
     raise UsageError(
         f'Kubeflow Pipelines is not installed ({error}); run: pip install "amenable[kfp]"'
