@@ -53,8 +53,8 @@ is loaded:
   differentiated;
 - `policy.minibatches` divides `policy.prompts_per_update` × `policy.samples_per_prompt`;
 - `evaluate.best_of` is 0 or at least 2;
-- `kfp.image` is not empty, `kfp.mount` is a path from `/` on, `kfp.memory` and `kfp.cpu` are amounts as
-  Kubernetes has them.
+- `kfp.image` is not empty, `kfp.mount` is a path from `/` on, `kfp.memory` and `kfp.cpu` are
+  amounts as Kubernetes has them.
 """
 
 

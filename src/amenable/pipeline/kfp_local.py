@@ -103,7 +103,8 @@ class _Told(io.TextIOBase):
         elif line.startswith(SAID):
             self._say(line.removeprefix(SAID))
         elif found := _STARTED.search(line):
-            self.task, self._started, self._error = found[1], time.monotonic(), ""
+            self.task, self._started = found[1], time.monotonic()
+            self._error, self.failure = "", None  # of an attempt before
         elif self.task and f"Task '{self.task}' finished with status SUCCESS" in line:
             self._say(f"{self.task}: task took {duration(time.monotonic() - self._started)}")
         elif _RAISED.match(line):

@@ -279,7 +279,7 @@ def infer_pipeline(
     return InferOutputs(output_prediction_gcs_path=task.output)
 
 
-@dsl.pipeline(name="rlaif-pipeline-template", description="RLAIF: a judge chooses, then RLHF.")
+@dsl.pipeline(name="rlaif-pipeline", description="RLAIF: a judge chooses, then RLHF.")
 def rlaif_pipeline(
     prompt_dataset: str,
     preference_prompt_dataset: str,

@@ -248,6 +248,24 @@ def test_ai_preferences_keep_what_both_orders_agree_on(
     assert (rows[1]["candidate_0"], rows[1]["candidate_1"]) == ("cccc", "c" * 12)
 
 
+def test_autosxs_asks_a_model(folder: Path, completions: list[tuple[str, float]]) -> None:
+    """tiny repeats "document N" four times: 40 letters or more, further from 20 than 7 to 26."""
+    write_sxs_rows()
+    found = vertex_tasks.autosxs(
+        sxs(
+            model_a="tiny",
+            model_a_prompt_parameters={"prompt": {"column": "document"}},
+            model_a_parameters={"temperature": "0.5", "maxOutputTokens": "8"},
+            response_column_a="",
+        ),
+        settings(),
+    )
+    assert completions == [("tiny", 0.5)]
+    assert found["model_b_win_rate"] == 1.0
+    (first, *_) = read_jsonl(Path(found["judgments"]))
+    assert first["response_a"] == "document 0" * 4
+
+
 def test_undecided_judge_is_no_teacher(
     folder: Path, completions: list[tuple[str, float]], capsys: pytest.CaptureFixture[str]
 ) -> None:
