@@ -17,6 +17,8 @@ TORCH_INDEX ?=
 TORCH ?= torch==2.13.0
 PYTHON ?= $(shell python3.11 --version >/dev/null 2>&1 && echo python3.11 || echo python3)
 
+KFP ?= kfp[kubernetes]==2.17.3
+
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
@@ -29,13 +31,13 @@ TRACKERS := wandb==0.31.0 mlflow-skinny==3.17.2 sqlalchemy alembic trackio==0.43
 # thread repeats without fail.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help install demo test test-quantised test-peers test-trackers test-py lab survive parity \
-	peers check clean
+.PHONY: help install demo test test-quantised test-kfp test-trackers test-peers test-py image lab \
+	survive parity peers check clean
 
 help:
 	@sed -n 's/^# \{0,1\}//p;/^$$/q' Makefile
-	@echo "Targets: install demo test test-quantised test-peers test-trackers test-py lab survive" \
-		"parity peers check clean"
+	@echo "Targets: install demo test test-quantised test-kfp test-trackers test-peers test-py image" \
+		"lab survive parity peers check clean"
 
 install: $(STAMP)
 
@@ -73,9 +75,28 @@ test-trackers:
 	PYTHONPATH=src .venv-trackers/bin/python -m pytest -q -W ignore -p no:cacheprovider \
 		tests/trackers $(ARGS)
 
+# Pipelines of Kubeflow. kfp pins other versions of what the environment has, and lies beside it.
+test-kfp: install
+	@if [ "$$(cat .venv-kfp/.installed 2>/dev/null)" != "$(KFP)" ]; then \
+		rm -rf .venv-kfp && \
+		$(BIN)/python -m pip install --quiet --target .venv-kfp "$(KFP)" && \
+		echo "$(KFP)" > .venv-kfp/.installed; \
+	fi
+	PYTHONPATH="$(CURDIR)/.venv-kfp" $(BIN)/python -m pytest -q tests/unit/pipeline/test_kfp.py \
+		tests/unit/pipeline/test_vertex.py $(ARGS)
+
 # Other libraries as oracles, each in an environment of its own.
 test-peers: install
 	PYTHON=$(BIN)/python TORCH_INDEX="$(TORCH_INDEX)" bash tests/peers/run.sh
+
+# The image of a cluster's tasks, and every stage in it. Needs Docker, or what DOCKER= names.
+DOCKER ?= docker
+IMAGE ?= amenable:0.1.0
+image:
+	$(DOCKER) build -t "$(IMAGE)" --build-arg TORCH="$(TORCH)" \
+		--build-arg TORCH_INDEX="$(or $(TORCH_INDEX),https://download.pytorch.org/whl/cpu)" .
+	$(DOCKER) run --rm "$(IMAGE)" sh -c \
+		'cd /src && amenable kfp run examples/tiny.toml --out /tmp/tiny'
 
 # Where every algorithm lands, against closed forms: docs/lab.md. A quarter of an hour on two cores.
 lab: install
@@ -114,5 +135,5 @@ test-py:
 
 clean:
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage .venv-py3.12 \
-		.venv-py3.13 .venv-quantised .venv-trackers
+		.venv-py3.13 .venv-quantised .venv-kfp .venv-trackers
 	find . -name __pycache__ -not -path './.venv*' -prune -exec rm -rf {} +

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -140,6 +141,8 @@ RANGES: dict[str, Range] = {
     "policy.preference.weight_decay": ANY,
     "policy.preference.micro_batch_tokens": ANY,
     "policy.preference.evaluations": COUNT,
+    "kfp.gpus": ANY,
+    "kfp.retries": ANY,
     "evaluate.temperature": ANY,
     "evaluate.batch_size": COUNT,
     "evaluate.bootstrap_samples": COUNT,
@@ -478,6 +481,19 @@ def _best_of(recipe: Recipe) -> str:
     return "evaluate.best_of: best of 1 is no headroom check; set 0 to leave it out, or at least 2"
 
 
+def _kfp(recipe: Recipe) -> str:
+    kfp = recipe.kfp
+    if not kfp.image.strip():
+        return "kfp.image: is empty; name the container image that the cluster shall pull"
+    if not kfp.mount.startswith("/"):
+        return f"kfp.mount: {kfp.mount!r} is no place in a container; give a path from / on"
+    if kfp.memory and not re.fullmatch(r"\d+([KMGTPE]i?)?", kfp.memory):
+        return f"kfp.memory: {kfp.memory!r} is no amount of memory; write for example 16G"
+    if kfp.cpu and not re.fullmatch(r"(\d*\.)?\d+m?", kfp.cpu):
+        return f"kfp.cpu: {kfp.cpu!r} is no number of CPUs; write for example 4"
+    return ""
+
+
 RULES: tuple[Callable[[Recipe], str], ...] = (
     _name,
     _base,
@@ -506,5 +522,6 @@ RULES: tuple[Callable[[Recipe], str], ...] = (
     _one_source_of_preferences,
     _judge,
     _best_of,
+    _kfp,
 )
 """Each returns what is wrong, starting with the key, or an empty text."""

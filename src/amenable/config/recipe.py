@@ -10,6 +10,7 @@ from amenable.config.collect import CollectConfig
 from amenable.config.data import DataConfig
 from amenable.config.evaluate import EvaluateConfig
 from amenable.config.health import HealthConfig
+from amenable.config.kfp import KfpConfig
 from amenable.config.model import ModelConfig
 from amenable.config.policy import PolicyConfig
 from amenable.config.reward import RewardConfig
@@ -61,6 +62,9 @@ class Recipe:
 
     checkpoint: CheckpointConfig = CheckpointConfig()
     """Checkpoints."""
+
+    kfp: KfpConfig = KfpConfig()
+    """Kubeflow Pipelines."""
 
     def __post_init__(self) -> None:
         """Write out the sizes of micro-batches that were left to the kind of training."""
