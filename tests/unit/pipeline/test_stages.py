@@ -1,9 +1,6 @@
 from __future__ import annotations
 
-from dataclasses import fields
-
 from amenable.config.checks import lookup
-from amenable.config.kfp import KfpConfig
 from amenable.config.load import load_recipe
 from amenable.config.recipe import Recipe
 from amenable.pipeline.stages import STAGES, config_values, stage_names
