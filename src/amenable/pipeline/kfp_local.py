@@ -6,6 +6,7 @@ import contextlib
 import io
 import logging
 import re
+import signal
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -60,9 +61,7 @@ def run_pipeline(
         try:
             outputs: dict[str, Any] = pipeline(**values).outputs
         except KeyboardInterrupt as error:
-            raise Interrupted(
-                f"stopped in {told.task}; the same command goes on from there"
-            ) from error
+            raise Interrupted(f"in {told.task}", signal.SIGINT) from error
         except RuntimeError as error:
             raise told.failure or TaskFailed(told.reason(error), 1) from error
     return outputs
