@@ -56,11 +56,15 @@ def run(
 
     from amenable.artifacts import Progress, RunFolder, read_json
     from amenable.cli.run import result_lines
+    from amenable.errors import UsageError
     from amenable.pipeline import kfp
     from amenable.pipeline.kfp_local import run_pipeline
+    from amenable.pipeline.mirror import place
 
     text, loaded = kfp.load(recipe, list(overrides or ()))
-    folder = out or Path("runs") / loaded.name
+    folder = place(out or f"runs/{loaded.name}")
+    if isinstance(folder, str):
+        raise UsageError("--out: the tasks exchange paths; name a folder, or use amenable run")
     values = {"recipe": text, "run_folder": str(folder)}
     pipeline = kfp.recipe_pipeline(loaded)
     run_pipeline(pipeline, values, folder / "kfp", Progress().say, caching=loaded.kfp.caching)

@@ -117,6 +117,14 @@ def test_faults_of_compiling(tmp_path: Path) -> None:
         kfp.compile_to(text, recipe, tmp_path / "file" / "out.yaml")
 
 
+def test_a_run_on_a_store_is_for_amenable_run(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = str(HERE / "kfp_golden.toml")
+    assert run_here(monkeypatch, "kfp", "run", recipe, "--out", "s3://lab/run") == 2
+    assert "the tasks exchange paths; name a folder" in capsys.readouterr().err
+
+
 def test_settings_are_written_into_the_text() -> None:
     text, _ = kfp.load(HERE / "kfp_golden.toml", ["policy.updates=7"])
     assert "updates = 7\n" in text
