@@ -43,6 +43,11 @@ class Deadline:
         """Seconds left, at least 0; infinity without a budget."""
         return max(0.0, self._end - self._clock())
 
+    def part(self, share: float) -> Deadline:
+        """Another one, which ends after a share of what is left."""
+        left_s = self.remaining_s()
+        return Deadline(None if left_s == math.inf else share * left_s, clock=self._clock)
+
     def exceeded(self) -> bool:
         """True when the budget is used up."""
         self.cut = self.cut or self.remaining_s() <= 0.0

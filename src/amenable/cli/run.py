@@ -10,6 +10,7 @@ import typer
 
 from amenable.cli.options import AsJson, MaxMinutes, Out, Overrides, Seed
 from amenable.masking import shown_name
+from amenable.ranks.launch import leads
 
 RUN_EXAMPLE = "Example: amenable run recipe.toml --set policy.updates=50 --out runs/first"
 DEMO_EXAMPLE = "Example: amenable demo --out runs/demo --seed 1 --max-minutes 15"
@@ -54,6 +55,9 @@ def run(
     ] = None,
     max_minutes: MaxMinutes = None,
     as_json: AsJson = False,
+    processes: Annotated[
+        int, typer.Option(metavar="N", min=1, help="Share the work of N processes of this machine.")
+    ] = 1,
     keys: Annotated[bool, typer.Option("--keys", help="List every recipe key and stop.")] = False,
 ) -> None:
     """Run a recipe; run again to go on from where it stopped.
@@ -67,6 +71,8 @@ def run(
         return
     if recipe is None:
         raise typer.BadParameter("which recipe? Try: amenable run examples/tiny.toml")
+    if processes > 1:
+        _run_in(processes)
     if seeds:
         numbers = _numbers(seeds, seed)
         _run_seeds(recipe, overrides, out, numbers, (only, until), max_minutes, as_json)
@@ -81,6 +87,25 @@ def run(
         max_minutes=max_minutes,
         as_json=as_json,
     )
+
+
+def _run_in(processes: int) -> None:
+    """The same command line in several processes; ends with their exit code."""
+    import subprocess
+    import sys
+
+    from amenable.errors import UsageError
+    from amenable.ranks.launch import seat, torchrun_command
+
+    if seat() is not None:
+        raise UsageError("--processes: this is one of several processes already; leave it out")
+    words: list[str] = []
+    for word in sys.argv[1:]:
+        if words and words[-1] == "--processes":
+            words.pop()
+        elif not word.startswith("--processes="):
+            words.append(word)
+    raise typer.Exit(subprocess.run(torchrun_command(processes, words), check=False).returncode)
 
 
 def _run(
@@ -103,6 +128,8 @@ def _run(
     recipe = load_recipe(path, settings)
     folder = place(out or f"runs/{recipe.name}")
     summary = local.run(recipe, folder, only=only, until=until, max_minutes=max_minutes)
+    if not leads():
+        return
     if as_json:
         _print_json(summary)
         return
@@ -144,11 +171,11 @@ def _run_seeds(
         root = out or f"runs/{recipe.name}"
         folders.append(place(f"{root.rstrip('/')}/seed-{seed}"))
         summary = local.run(recipe, folders[-1], only=only, until=until, max_minutes=max_minutes)
-        if not as_json:
+        if leads() and not as_json:
             typer.echo(f"seed {seed}")
             for line in result_lines(summary, folders[-1]):
                 typer.echo(f"  {line}")
-    if len(folders) > 1:
+    if leads() and len(folders) > 1:
         several(folders, place(root), as_json)
 
 

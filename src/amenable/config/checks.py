@@ -193,6 +193,17 @@ def _base(recipe: Recipe) -> str:
     return "model.base: is empty; give a built-in name, a model folder or a hub id"
 
 
+def _shard(recipe: Recipe) -> str:
+    """Why weights cannot be spread over processes."""
+    model = recipe.model
+    if model.shard == "none" or not model.lora.enabled:
+        return ""
+    return (
+        f'model.shard: "{model.shard}" spreads weights that are trained, and with LoRA the base is '
+        'frozen and every process holds it; set model.lora.enabled = false, or model.shard = "none"'
+    )
+
+
 def _quantise(recipe: Recipe) -> str:
     model = recipe.model
     if model.quantise == "none" or model.lora.enabled:
@@ -498,6 +509,7 @@ RULES: tuple[Callable[[Recipe], str], ...] = (
     _name,
     _base,
     _quantise,
+    _shard,
     _top_p,
     _top_k,
     _some_data,

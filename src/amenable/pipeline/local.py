@@ -1,4 +1,6 @@
-"""Runs the stages of a recipe in this process, one after the other, in one run folder.
+"""Runs the stages of a recipe, one after the other, in one run folder.
+
+It does so in this process, or leads those that were started with it (`pipeline.ranks`).
 
 A stage whose fingerprint is unchanged and whose outputs are whole is skipped. A stage that was
 killed goes on from its checkpoints if it is still the same stage, and starts afresh if not.
@@ -48,7 +50,7 @@ from amenable.pipeline.fingerprint import (
     stage_ingredients,
 )
 from amenable.pipeline.manifest import device, manifest
-from amenable.pipeline.mirror import output_folder
+from amenable.pipeline.mirror import output_folder, place, working_folder
 from amenable.pipeline.preflight import (
     base_model,
     check_inputs,
@@ -62,10 +64,12 @@ from amenable.pipeline.stages import STAGES, Stage
 from amenable.pipeline.state import StageState, read_state, write_state
 from amenable.pipeline.summary import split_result, summary
 from amenable.progress import duration
+from amenable.ranks.launch import seat
 from amenable.trackers import Trackers
 
 if TYPE_CHECKING:
     from amenable.data.render import Renderer
+    from amenable.pipeline.ranks import Crew
     from amenable.plan.forecast import Forecast
 
 _BUDGET_IN_USE = 0.9
@@ -122,13 +126,26 @@ def run(
     deadline = Deadline(None if max_minutes is None else max_minutes * 60 * _BUDGET_IN_USE)
     silence_libraries()
     keep_freed_memory()
-    check_inputs(recipe)
-    base = base_model(recipe, progress.say)
-    close_hub(recipe, base)
-    with output_folder(out_dir, progress.say) as (root, publish):
-        job = _Run(recipe, RunFolder(root), stages, base, progress, deadline, command, publish)
-        with stops_on_signals(job.stop):
-            return job.run(selected)
+
+    def lead(crew: Crew | None = None) -> Json:
+        check_inputs(recipe)
+        base = base_model(recipe, progress.say)
+        close_hub(recipe, base)
+        with output_folder(out_dir, progress.say) as (root, publish):
+            folder = RunFolder(root)
+            job = _Run(recipe, folder, stages, base, progress, deadline, command, publish, crew)
+            with stops_on_signals(job.stop):
+                return job.run(selected)
+
+    own = seat()
+    if own is None:
+        return lead()
+    written = place(out_dir)
+    shared = RunFolder(written if isinstance(written, Path) else working_folder(written))
+    result: Json = importlib.import_module("amenable.pipeline.ranks").run(
+        own, recipe, shared, stages, lead, progress.say
+    )
+    return result
 
 
 def select(stages: Sequence[Stage], only: str | None, until: str | None) -> list[Stage]:
@@ -161,10 +178,11 @@ class _Run:
         deadline: Deadline,
         command: Sequence[str],
         publish: Callable[[], None],
+        crew: Crew | None = None,
     ):
         self.publish = publish
         self.recipe, self.folder, self.stages, self.base = recipe, folder, stages, base
-        self.progress, self.deadline = progress, deadline
+        self.progress, self.deadline, self.crew = progress, deadline, crew
         self.command = list(command or sys.argv)
         self.started = time.monotonic()
         self.next_report = self.next_publication = self.started
@@ -349,10 +367,11 @@ class _Run:
         self._record(stage, state)
         start = time.monotonic()
         memory.start_peak()
-        deadline = Deadline(seconds)
+        together = self.crew if stage.together else None
+        deadline = Deadline(seconds) if together is None else together.deadline(seconds)
         watch = OnlineWatch(stage.name, self.recipe.health, self.progress.say)
         with self._told_errors(stage, state, watch):
-            result = self._call(stage, deadline, watch)
+            result = self._call(stage, deadline, watch, seconds)
             outputs = self._outputs(stage)
         section, told = split_result(plain(result))
         state = replace(
@@ -371,7 +390,10 @@ class _Run:
         self.progress.say(f"{stage.name}: done in {used}")
         self._write_results()
 
-    def _call(self, stage: Stage, deadline: Deadline, watch: OnlineWatch) -> Any:
+    def _call(
+        self, stage: Stage, deadline: Deadline, watch: OnlineWatch, seconds: float | None
+    ) -> Any:
+        crew = self.crew if stage.together else None
         observer = self.trackers.of(stage.name, then=watch)
         log = MetricsLog(stage.name, self.folder.stage(stage.name), observer=observer)
         context = StageContext(
@@ -381,13 +403,17 @@ class _Run:
             log=log,
             progress=self.progress,
             deadline=deadline,
-            stop=self.stop,
+            stop=self.stop if crew is None else crew.stop(self.stop),
             refresh_report=self._refresh_report_now_and_then,
             publish=self.publish,
             open_renderer=self._open_renderer,
         )
         try:
-            return stage.load()(context)
+            if crew is None:
+                return stage.load()(context)
+            with crew.explained():
+                crew.start(stage, seconds)
+                return stage.load()(context)
         finally:
             log.close()
 

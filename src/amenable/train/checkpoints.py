@@ -23,7 +23,9 @@ from typing import TYPE_CHECKING, Any
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from amenable.artifacts import atomic_dir, read_json, storage_errors, write_json
+from amenable.artifacts import atomic_dir, is_left_out, read_json, storage_errors, write_json
+from amenable.ranks import group as ranks
+from amenable.ranks.sharding import whole_ones
 
 if TYPE_CHECKING:
     from amenable.artifacts import StageContext
@@ -40,11 +42,17 @@ _NAME = re.compile(r"step-(\d{6,})")
 def save_checkpoint(path: Path, tensors: Tensors, numbers: Numbers) -> None:
     """Write named groups of tensors and a JSON object, whole or not at all.
 
+    Of several ranks one writes; the others give their parts of sharded tensors.
+
     Raises:
         StorageError: the disk is full or not writable; what stood at `path` is intact.
     """
+    left_out = is_left_out(path)
+    whole = {name: whole_ones(group.items(), keep=not left_out) for name, group in tensors.items()}
+    if left_out:
+        return
     with atomic_dir(path) as folder:
-        for name, group in tensors.items():
+        for name, group in whole.items():
             save_file({k: v.contiguous() for k, v in group.items()}, folder / f"{name}.safetensors")
         write_json(folder / "numbers.json", {"tensors": sorted(tensors), **numbers})
         digests = {file.name: _digest(file) for file in sorted(folder.iterdir())}
@@ -67,9 +75,9 @@ def fault(path: Path) -> str:
 
 def load_checkpoint(path: Path, say: Callable[[str], None]) -> tuple[Tensors, Numbers] | None:
     """What `save_checkpoint` wrote; None if there is none, or a damaged one, and says so."""
-    if not path.is_dir():
+    reason = ranks.led(lambda: fault(path) if path.is_dir() else None)
+    if reason is None:
         return None
-    reason = fault(path)
     if reason:
         say(f"{path} is damaged and is not used: {reason}")
         return None
@@ -89,7 +97,7 @@ class Checkpoints:
         self._damaged: set[int] = set()
         self._written_at = time.monotonic()
         self._clean()
-        self.step = self._newest_whole()
+        self.step = ranks.led(self._newest_whole)
         """Of the newest one that is whole; None: the stage starts afresh."""
 
     def read(self) -> tuple[Tensors, Numbers] | None:
@@ -99,7 +107,9 @@ class Checkpoints:
     def due(self) -> bool:
         """Whether the last one is `checkpoint.every_minutes` old."""
         every_s = 60 * self._config.every_minutes
-        return 0 < every_s <= time.monotonic() - self._written_at
+        if not every_s:
+            return False
+        return ranks.told(every_s <= time.monotonic() - self._written_at)  # by rank 0's clock
 
     def write(self, step: int, tensors: Tensors, numbers: Numbers) -> None:
         """Add one and remove those that need not stay.
@@ -117,6 +127,8 @@ class Checkpoints:
         save_checkpoint(self._path(step), tensors, numbers)
         self._damaged.discard(step)
         self.step, self._written_at = step, time.monotonic()
+        if is_left_out(self._folder):
+            return
         whole = [one for one in self._steps() if one <= step and one not in self._damaged]
         for other in set(self._steps()) - set(whole[-self._config.keep_last :]):
             self._remove(self._path(other))
@@ -144,6 +156,8 @@ class Checkpoints:
 
     def _clean(self) -> None:
         """What a kill has left of a checkpoint that was being written or removed."""
+        if is_left_out(self._folder):
+            return
         with storage_errors(self._folder):
             for path in self._folder.glob(".*"):
                 if path.is_dir():

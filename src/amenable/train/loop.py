@@ -9,13 +9,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, cast
 
 import torch
 from torch import Tensor, nn
 
 from amenable.data.collate import seeded_epochs
 from amenable.errors import NumericsError
+from amenable.ranks import group as ranks
+from amenable.ranks.sharding import is_sharded, laid_out_as, own_part
 from amenable.train.checkpoints import Checkpoints, restored
 
 if TYPE_CHECKING:
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
 
 Metrics = dict[str, float]
 
+_CLIP_EPS = 1e-6  # as torch.nn.utils has it
 _MOST_UNDONE = 3  # steps one after the other; then training has broken down
 
 
@@ -55,7 +58,7 @@ class Optimizer:
     as they were.
 
     Args:
-        parameters: float32.
+        parameters: float32, or float64.
         eps: Adam's; 1e-5 in reinforcement learning (peers' practice).
         weight_decay: decoupled.
         max_grad_norm: global norm that gradients are scaled down to.
@@ -72,10 +75,15 @@ class Optimizer:
         self._parameters = list(parameters)
         self._max_grad_norm = max_grad_norm
         self._undone_in_a_row = 0
+        self._steps = 0
         self.undone = 0
         """Steps left out, as their gradient was not finite."""
+        sharded = [p for p in self._parameters if is_sharded(p)]
+        plain = [p for p in self._parameters if not is_sharded(p)]
+        if [*map(id, sharded), *map(id, plain)] != [*map(id, self._parameters)]:
+            raise ValueError("sharded parameters come first")
         self._adam = torch.optim.AdamW(
-            self._parameters,
+            [{"params": own} for own in (sharded, plain) if own],  # one kernel cannot take both
             lr=0.0,
             betas=(0.9, 0.999),
             eps=eps,
@@ -86,12 +94,16 @@ class Optimizer:
     def step(self, rate: float) -> float:
         """Apply the gathered gradients with learning rate `rate`; return their norm, unclipped.
 
+        Of several ranks each takes the same step, on the sum of their gradients; whether their
+        weights are still the same is looked at after the 1st, 2nd, 4th, … step of a process.
         Where the norm is not finite, weights and moments are left as they were.
 
         Raises:
-            NumericsError: the norm was not finite three times in a row.
+            NumericsError: the norm was not finite three times in a row, or the weights of a rank
+                are no longer those of the others.
         """
-        norm = float(nn.utils.clip_grad_norm_(self._parameters, self._max_grad_norm))
+        ranks.sum_gradients(self._parameters)
+        norm = clip_gradients(self._parameters, self._max_grad_norm)
         if not math.isfinite(norm):
             self._undo(norm)
             return norm
@@ -100,6 +112,9 @@ class Optimizer:
             group["lr"] = rate
         self._adam.step()
         self._adam.zero_grad(set_to_none=True)
+        self._steps += 1
+        if self._steps.bit_count() == 1:
+            ranks.check_replicas(self._parameters, f"after step {self._steps}")
         return norm
 
     def _undo(self, norm: float) -> None:
@@ -130,8 +145,34 @@ class Optimizer:
                 continue
             index, key = name.split(".", 1)
             entries.setdefault(int(index), {})[key] = value
+        for number, parameter in enumerate(self._parameters):
+            for key, value in entries.get(number, {}).items():
+                if value.shape == parameter.shape:
+                    entries[number][key] = laid_out_as(value, parameter)
         groups = self._adam.state_dict()["param_groups"]
         self._adam.load_state_dict({"state": entries, "param_groups": groups})
+
+
+def clip_gradients(parameters: Sequence[nn.Parameter], most: float) -> float:
+    """Scale gradients down to a global norm, in place; returns what it was.
+
+    Args:
+        parameters: whole, or sharded and called by all ranks.
+        most: norm allowed.
+    """
+    known = [p for p in parameters if p.grad is not None]
+    sharded = [own_part(cast(Tensor, p.grad)) for p in known if is_sharded(p)]
+    if not sharded:
+        return float(nn.utils.clip_grad_norm_(known, most))
+    plain = [cast(Tensor, p.grad) for p in known if not is_sharded(p)]
+    square = torch.zeros((), dtype=torch.float64, device=sharded[0].device)
+    for part in sharded:
+        square += part.double().square().sum()
+    ranks.add_up([square], "gradients")
+    norm = float((square + sum(grad.double().square().sum() for grad in plain)).sqrt())
+    for grad in (*sharded, *plain):
+        grad.mul_(min(1.0, most / (norm + _CLIP_EPS)))
+    return norm
 
 
 def add_gradient(

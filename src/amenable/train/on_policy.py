@@ -10,6 +10,7 @@ import math
 import random
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -19,10 +20,12 @@ from amenable.algorithms import ALGORITHMS, kl_placement
 from amenable.artifacts import write_json
 from amenable.config.needs import selects_by
 from amenable.data.annotator import SimulatedAnnotator
-from amenable.data.collate import PromptGroup, collate, seeded_epochs
+from amenable.data.collate import GroupBatch, PromptGroup, collate, seeded_epochs
 from amenable.data.row_file import open_prompts
 from amenable.errors import NumericsError, StageError
 from amenable.models.export import export_policy
+from amenable.models.heads import HeadEnsemble
+from amenable.ranks import group as ranks
 from amenable.rollout.rewards import score_groups
 from amenable.rollout.transformers_engine import RolloutCopy
 from amenable.rollout.types import Request, Sampling, uniform_noise
@@ -333,31 +336,43 @@ class _OnPolicyLoop:
             PromptGroup(own[0].rollout.prompt_ids, [e.rollout.completion_ids for e in own])
             for own in grouped
         ]
-        parts = self._roles.policy.split(groups, self._ctx.recipe.policy.micro_batch_tokens)
-        return [
-            self._micro_batch([groups[i] for i in part], [e for i in part for e in grouped[i]])
-            for part in parts
+        roles, reward = self._roles, self._roles.reward_role
+        ensemble = reward is not None and isinstance(reward.head, HeadEnsemble)
+        micros = [
+            _unmeasured(
+                collate([groups[i] for i in part], roles.foundation.renderer.pad_id),
+                [e for i in part for e in grouped[i]],
+                roles.policy,
+                ensemble=ensemble,
+                owner=number % ranks.size(),
+            )
+            for number, part in enumerate(
+                roles.policy.split(groups, self._ctx.recipe.policy.micro_batch_tokens)
+            )
         ]
+        places = range(len(micros))
+        for place, counts in roles.policy.turns(places, [micro.owner for micro in micros]):
+            swept = self._swept(micros[place])
+            if counts:
+                micros[place] = swept
+        ranks.add_up([tensor for micro in micros for tensor in micro.measured])
+        return micros
 
     @torch.no_grad()
-    def _micro_batch(
-        self, groups: Sequence[PromptGroup], episodes: Sequence[Episode]
-    ) -> MicroBatch:
+    def _swept(self, micro: MicroBatch) -> MicroBatch:
         roles, temperature = self._roles, self._ctx.recipe.policy.temperature
-        batch = collate(groups, roles.foundation.renderer.pad_id).to(roles.policy.device)
-        policy = roles.policy.logprobs(batch, temperature=temperature, with_entropy=True)
-        reference = roles.reference.logprobs(batch, temperature=temperature)
+        policy = roles.policy.logprobs(micro.batch, temperature=temperature, with_entropy=True)
+        reference = roles.reference.logprobs(micro.batch, temperature=temperature)
         assert policy.entropy is not None
-        scores, states = self._scorer.raw(batch)
-        return MicroBatch(
-            batch=batch,
-            episodes=tuple(episodes),
+        raw = self._scorer.raw(micro.batch)
+        return replace(
+            micro,
             logprobs=policy.logprobs,
             ref_logprobs=reference.logprobs,
             entropy=policy.entropy,
-            scores=scores,
-            token_scores=None,
-            states=states,
+            scores=raw.scores,
+            disagreement=raw.disagreement,
+            states=raw.states,
         )
 
     def _save(self, done: int) -> None:
@@ -412,6 +427,27 @@ class _OnPolicyLoop:
 def _with_nan(row: dict[str, float | None]) -> Metrics:
     """JSON has no NaN: a checkpoint keeps it as null."""
     return {name: math.nan if value is None else value for name, value in row.items()}
+
+
+def _unmeasured(
+    batch: GroupBatch, episodes: Sequence[Episode], policy: Role, *, ensemble: bool, owner: int
+) -> MicroBatch:
+    """A micro-batch with zeros for what its owner will find."""
+    batch = batch.to(policy.device)
+    tokens = torch.zeros(batch.mask.shape, dtype=policy.wide, device=policy.device)
+    scores = tokens.new_zeros(len(batch.rows))
+    return MicroBatch(
+        batch=batch,
+        episodes=tuple(episodes),
+        logprobs=tokens,
+        ref_logprobs=tokens.clone(),
+        entropy=tokens.clone(),
+        scores=scores,
+        token_scores=None,
+        states=None,
+        disagreement=scores.clone() if ensemble else None,
+        owner=owner,
+    )
 
 
 def _plan(ctx: StageContext) -> str:

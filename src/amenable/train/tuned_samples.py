@@ -15,6 +15,7 @@ from amenable.data.row_file import open_prompts
 from amenable.data.schemas import Prompt
 from amenable.losses.likelihood import sequence_logprobs
 from amenable.models.build import Foundation
+from amenable.ranks import group as ranks
 from amenable.rollout.transformers_engine import RolloutCopy
 from amenable.rollout.types import Request, Rollout, Sampling
 from amenable.train.pair_reference import FrozenStart
@@ -70,13 +71,15 @@ def _log_ratios(
 ) -> Tensor:
     """[n] nats of each completion."""
     groups = [PromptGroup(rollout.prompt_ids, [rollout.completion_ids]) for rollout in rollouts]
-    found = torch.zeros(len(groups))
-    for part in policy.split(groups, budget):
+    found = torch.zeros(len(groups), dtype=policy.wide)
+    for part, counts in policy.turns(policy.split(groups, budget)):
         batch = collate([groups[i] for i in part], pad_id).to(policy.device)
         sides = [
             sequence_logprobs(r.logprobs(batch).logprobs, batch.mask) for r in (policy, reference)
         ]
-        found[part] = (sides[0] - sides[1]).cpu()
+        if counts:
+            found[part] = (sides[0] - sides[1]).cpu()
+    ranks.add_up([found])
     return found
 
 

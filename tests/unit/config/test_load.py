@@ -232,6 +232,10 @@ def test_ends_of_a_range() -> None:
     ("overrides", "words"),
     [
         (
+            ["model.shard=fsdp2"],
+            'model.shard: "fsdp2" spreads weights that are trained, and with LoRA the base is',
+        ),
+        (
             ["model.quantise=nf4", "model.lora.enabled=false"],
             'model.quantise: "nf4" freezes the base, and model.lora.enabled = false trains every',
         ),
