@@ -256,7 +256,7 @@ def launch(
 
     words = ["--worker", str(out), "--updates", str(updates), "--cases", ",".join(names)]
     words += ["--modes", ",".join(modes), "--dtypes", ",".join(dtypes)]
-    words += [] if start is None else ["--start", str(start)]
+    words += [] if start is None else ["--models-of", str(start)]
     if ranks == 1:
         command = [sys.executable, __file__, *words]
     else:
@@ -346,12 +346,12 @@ def main() -> None:
     parser.add_argument("--dtypes", default="fp64,fp32")
     parser.add_argument("--updates", type=int, default=5)
     parser.add_argument("--worker", type=Path)
-    parser.add_argument("--start", type=Path)
+    parser.add_argument("--models-of", type=Path)
     given = parser.parse_args()
     names = given.cases.split(",") if given.cases else cases()
     modes, dtypes = given.modes.split(","), given.dtypes.split(",")
     if given.worker is not None:
-        work(given.worker, names, modes, dtypes, given.updates, given.start)
+        work(given.worker, names, modes, dtypes, given.updates, given.models_of)
         return
     ranks = [int(n) for n in given.ranks.split(",") if n != "1"]
     sys.exit(0 if compare(ranks, names, modes, dtypes, given.updates) else 1)

@@ -13,12 +13,14 @@ from amenable.artifacts import (
     MetricsLog,
     RunFolder,
     atomic_dir,
+    is_left_out,
     read_json,
     read_jsonl,
     storage_errors,
     write_json,
     write_jsonl,
     write_text,
+    writes_left_out,
 )
 from amenable.errors import DataError, StorageError
 
@@ -212,3 +214,26 @@ def test_tensorboard_tags_have_no_prefix_and_survive_truncation(tmp_path: Path) 
     events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
     assert events.Tags()["scalars"] == ["kl_loss"]
     assert [(event.step, event.value) for event in events.Scalars("kl_loss")] == [(0, 0), (1, 5)]
+
+
+def test_writes_of_another_rank_are_left_out(tmp_path: Path) -> None:
+    """Below the folder nothing is made, changed or removed; elsewhere all is as ever."""
+    run, other = tmp_path / "run", tmp_path / "other"
+    write_json(run / "kept.json", 1)
+    with writes_left_out(run):
+        assert is_left_out(run / "x")
+        assert not is_left_out(other)
+        write_json(run / "kept.json", 2)
+        write_jsonl(run / "rows.jsonl", [{}])
+        with atomic_dir(run / "model") as folder:
+            (folder / "weights").write_text("w")
+            assert not folder.is_relative_to(run)
+        log = MetricsLog("sft", run, tensorboard=False)
+        log.write(0, loss=1.0)
+        log.samples([{}])
+        log.truncate(-1)
+        write_json(other / "made.json", 3)
+    assert [path.name for path in run.iterdir()] == ["kept.json"]
+    assert read_json(run / "kept.json") == 1
+    assert read_json(other / "made.json") == 3
+    assert not is_left_out(run / "x")

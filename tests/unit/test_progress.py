@@ -43,6 +43,19 @@ def test_deadline_ends_and_remembers_that_it_said_so() -> None:
     assert deadline.remaining_s() == 0
 
 
+def test_a_part_of_a_deadline_ends_before_it() -> None:
+    clock = Clock()
+    deadline = Deadline(8, clock=clock)
+    clock.now = 4
+    part = deadline.part(0.25)
+    clock.now = 4.9
+    assert not part.exceeded()
+    clock.now = 5
+    assert part.exceeded()
+    assert not deadline.exceeded()
+    assert not Deadline().part(0.25).exceeded()
+
+
 def test_plain_lines_are_few_and_say_the_time_left() -> None:
     clock, lines = Clock(), list[str]()
     tracker = PlainLines(100, "sft", lines.append, clock=clock)
