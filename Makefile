@@ -4,7 +4,7 @@
 #   SEED=1 OUT=runs/demo-1   another seed, another run folder
 #   TORCH_INDEX=https://download.pytorch.org/whl/cpu   where torch comes from (smaller, CPU only)
 #   PYTHON=python3.12        another interpreter (3.11 to 3.13)
-#   ARGS="-k lora"           more words for pytest; of `make peers`, for its script
+#   ARGS="-k lora"           more words for pytest; of `make peers` and `make survive`, for their scripts
 
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
@@ -17,21 +17,27 @@ TORCH_INDEX ?=
 TORCH ?= torch==2.13.0
 PYTHON ?= $(shell python3.11 --version >/dev/null 2>&1 && echo python3.11 || echo python3)
 
+KFP ?= kfp[kubernetes]==2.17.3
+
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 LIGHT := numpy scipy msgspec typer rich jinja2 tomli-w filelock fsspec pyarrow rensa aiohttp \
 	pytest pytest-timeout hypothesis jaxtyping beartype
+TRACKERS := wandb==0.31.0 mlflow-skinny==3.17.2 sqlalchemy alembic trackio==0.43.0 \
+	msgspec tomli-w pytest pytest-timeout
 
 # Tests use tiny tensors, on which more threads are slower, and compare bits, which only one
 # thread repeats without fail.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help install demo test test-quantised test-peers test-py lab parity peers check clean
+.PHONY: help install demo test test-quantised test-kfp test-trackers test-peers test-py image lab \
+	survive parity peers check clean
 
 help:
 	@sed -n 's/^# \{0,1\}//p;/^$$/q' Makefile
-	@echo "Targets: install demo test test-quantised test-peers test-py lab parity peers check clean"
+	@echo "Targets: install demo test test-quantised test-kfp test-trackers test-peers test-py image" \
+		"lab survive parity peers check clean"
 
 install: $(STAMP)
 
@@ -62,13 +68,43 @@ test-quantised: install
 	PYTHONPATH=.venv-quantised $(BIN)/python -m pytest -q tests/unit/models/test_quantised.py \
 		tests/unit/train/test_quantised_base.py $(ARGS)
 
+# Experiment trackers themselves, without torch.
+test-trackers:
+	@test -x .venv-trackers/bin/pytest || $(PYTHON) -m venv --clear .venv-trackers
+	.venv-trackers/bin/python -m pip install --quiet $(TRACKERS)
+	PYTHONPATH=src .venv-trackers/bin/python -m pytest -q -W ignore -p no:cacheprovider \
+		tests/trackers $(ARGS)
+
+# Pipelines of Kubeflow. kfp pins other versions of what the environment has, and lies beside it.
+test-kfp: install
+	@if [ "$$(cat .venv-kfp/.installed 2>/dev/null)" != "$(KFP)" ]; then \
+		rm -rf .venv-kfp && \
+		$(BIN)/python -m pip install --quiet --target .venv-kfp "$(KFP)" && \
+		echo "$(KFP)" > .venv-kfp/.installed; \
+	fi
+	PYTHONPATH="$(CURDIR)/.venv-kfp" $(BIN)/python -m pytest -q tests/unit/pipeline/test_kfp.py \
+		tests/unit/pipeline/test_vertex.py $(ARGS)
+
 # Other libraries as oracles, each in an environment of its own.
 test-peers: install
 	PYTHON=$(BIN)/python TORCH_INDEX="$(TORCH_INDEX)" bash tests/peers/run.sh
 
+# The image of a cluster's tasks, and every stage in it. Needs Docker, or what DOCKER= names.
+DOCKER ?= docker
+IMAGE ?= amenable:0.1.0
+image:
+	$(DOCKER) build -t "$(IMAGE)" --build-arg TORCH="$(TORCH)" \
+		--build-arg TORCH_INDEX="$(or $(TORCH_INDEX),https://download.pytorch.org/whl/cpu)" .
+	$(DOCKER) run --rm "$(IMAGE)" sh -c \
+		'cd /src && amenable kfp run examples/tiny.toml --out /tmp/tiny'
+
 # Where every algorithm lands, against closed forms: docs/lab.md. A quarter of an hour on two cores.
 lab: install
 	$(BIN)/amenable lab exact --out runs/lab
+
+# Kills of training stages at random moments: docs/run-folder.md. Half an hour.
+survive: install
+	$(BIN)/python benchmarks/kill_and_resume.py $(ARGS)
 
 # The same learning as TRL's trainers, five seeds each: docs/benchmarks.md.
 parity: install
@@ -99,5 +135,5 @@ test-py:
 
 clean:
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage .venv-py3.12 \
-		.venv-py3.13 .venv-quantised
+		.venv-py3.13 .venv-quantised .venv-kfp .venv-trackers
 	find . -name __pycache__ -not -path './.venv*' -prune -exec rm -rf {} +

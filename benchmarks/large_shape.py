@@ -58,6 +58,7 @@ SETTINGS: dict[str, Any] = {
     "policy.gate": False,
     "policy.merged_rollouts": False,
     "policy.checkpoint_every": 1000,
+    "checkpoint.every_minutes": 0,
     "policy.max_approx_kl": 1e9,
     "evaluate.best_of": 0,
 }

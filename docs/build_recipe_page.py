@@ -52,7 +52,9 @@ is loaded:
 - `policy.top_p` is 1 and `policy.top_k` is 0: the behaviour policy is the one that is
   differentiated;
 - `policy.minibatches` divides `policy.prompts_per_update` × `policy.samples_per_prompt`;
-- `evaluate.best_of` is 0 or at least 2.
+- `evaluate.best_of` is 0 or at least 2;
+- `kfp.image` is not empty, `kfp.mount` is a path from `/` on, `kfp.memory` and `kfp.cpu` are
+  amounts as Kubernetes has them.
 """
 
 

@@ -25,6 +25,7 @@ from amenable import __version__
 from amenable.artifacts import MetricsLog, RunFolder, StageContext, read_json
 from amenable.config.load import load_recipe
 from amenable.progress import Deadline, Progress
+from amenable.train.checkpoints import newest_folder
 from amenable.train.registry import run_policy
 
 VALIDATION_PAIRS = 8
@@ -93,7 +94,7 @@ class PointLog(MetricsLog):
 
     def __init__(self, stage: str, folder: Path, out: Path, start: Path, updates: int) -> None:
         super().__init__(stage, folder, tensorboard=False)
-        self._last, self._out = folder / "checkpoints" / "last", out
+        self._checkpoints, self._out = folder / "checkpoints", out
         self._start_model = start
         self._left = set(task.save_points(updates))
 
@@ -104,16 +105,17 @@ class PointLog(MetricsLog):
 
     def keep(self) -> None:
         """Export the checkpoint as a model folder, if it is of a wanted update."""
-        if not self._last.is_dir():
+        last = newest_folder(self._checkpoints)
+        if last is None:
             return
-        numbers = read_json(self._last / "numbers.json")
+        numbers = read_json(last / "numbers.json")
         done = numbers.get("updates", numbers.get("step"))
         if done not in self._left:
             return
         self._left.remove(done)
         name = "policy" if "updates" in numbers else "weights"
         model = AutoModelForCausalLM.from_pretrained(self._start_model, dtype=torch.float32)
-        weights = load_file(self._last / f"{name}.safetensors")
+        weights = load_file(last / f"{name}.safetensors")
         with torch.no_grad():
             for key, parameter in model.named_parameters():
                 parameter.copy_(weights[key])

@@ -116,6 +116,7 @@ def recipe(folder: Path, run: RunFolder, options: Any, settings: dict[str, Any])
         "policy.max_approx_kl": 1e9,
         "policy.missing_eos_penalty": 0.0,
         "policy.checkpoint_every": 1000,
+        "checkpoint.every_minutes": 0,
         "policy.gate": False,
         "policy.kl.coef": task.GRPO["kl_coef"],
         "policy.ppo.critic": "head" if options.mode == "head" else "adapter",

@@ -16,15 +16,16 @@ import json
 import math
 import os
 import shutil
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from amenable.errors import DataError, StorageError
-from amenable.progress import Deadline, Progress
+from amenable.progress import Deadline, Progress, StopRequest
 
 if TYPE_CHECKING:
     from amenable.config.recipe import Recipe
@@ -37,13 +38,16 @@ __all__ = [
     "Progress",
     "RunFolder",
     "StageContext",
+    "StopRequest",
     "atomic_dir",
+    "is_left_out",
     "read_json",
     "read_jsonl",
     "storage_errors",
     "write_json",
     "write_jsonl",
     "write_text",
+    "writes_left_out",
 ]
 
 Json = dict[str, Any]
@@ -95,6 +99,28 @@ def storage_error(path: Path, error: OSError) -> StorageError:
     reason, remedy = _STORAGE_ADVICE.get(error.errno or 0, usual)
     message = f"cannot write {path}: {reason}; {remedy}. Nothing half-written was kept."
     return StorageError(message)
+
+
+_left_out: Path | None = None
+
+
+@contextmanager
+def writes_left_out(root: Path) -> Iterator[None]:
+    """What is written below `root` inside the block is left out, and no error.
+
+    For the ranks that compute along with the one that writes the run folder.
+    """
+    global _left_out  # of the process, as its rank is
+    before, _left_out = _left_out, root.absolute()
+    try:
+        yield
+    finally:
+        _left_out = before
+
+
+def is_left_out(path: Path) -> bool:
+    """Whether another rank writes `path`: what would take long to make need not be made."""
+    return _left_out is not None and path.absolute().is_relative_to(_left_out)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -166,11 +192,16 @@ def read_jsonl(path: Path, remedy: str = _RUN_STAGE) -> Iterator[Json]:
 def atomic_dir(path: Path) -> Iterator[Path]:
     """Yields an empty folder beside `path` that replaces `path` when the block ends well.
 
-    An error inside removes the new folder and leaves `path` as it was.
+    An error inside removes the new folder and leaves `path` as it was. Where writes are left out
+    (`writes_left_out`) the folder is one of the system's temporary ones, and goes.
 
     Raises:
         StorageError: the disk is full or not writable.
     """
+    if is_left_out(path):
+        with tempfile.TemporaryDirectory(prefix="amenable-") as scratch:
+            yield Path(scratch)
+        return
     aside = path.with_name(f".{path.name}.partial")
     with storage_errors(path):
         _remove(aside)
@@ -322,6 +353,17 @@ class MetricsLog:
         """
         append_jsonl(self.samples_path, rows)
 
+    def flush(self) -> None:
+        """Waits until all that was written is on the disk.
+
+        Raises:
+            StorageError: the disk is full or not writable.
+        """
+        for path in (self.metrics_path, self.samples_path):
+            if path.exists():
+                with storage_errors(path), path.open("rb") as file:
+                    os.fsync(file.fileno())
+
     def rows(self) -> list[Json]:
         """Every row of `metrics.jsonl`; a torn last line is left out."""
         return whole_rows(self.metrics_path)
@@ -336,6 +378,8 @@ class MetricsLog:
             StorageError: the disk is full or not writable.
         """
         self.close()
+        if is_left_out(self.metrics_path):
+            return
         for path in (self.metrics_path, self.samples_path):
             if path.exists():
                 rows = (row for row in whole_rows(path) if row.get("step", 0) <= after_step)
@@ -377,7 +421,7 @@ class MetricsLog:
             self._writer.flush()
 
 
-def _do_nothing() -> None:
+def do_nothing() -> None:
     return None
 
 
@@ -403,8 +447,14 @@ class StageContext:
     deadline: Deadline
     """This stage's share of --max-minutes; training stops well when it is exceeded."""
 
-    refresh_report: Callable[[], None] = _do_nothing
+    stop: StopRequest = field(default_factory=StopRequest)
+    """Whether a signal wants the run to end; training stops after a step, with a checkpoint."""
+
+    refresh_report: Callable[[], None] = do_nothing
     """Rewrites `report.html` from what the folder holds now; never raises."""
+
+    publish: Callable[[], None] = do_nothing
+    """To be called when a checkpoint is whole: a run folder on an object store follows."""
 
     open_renderer: Callable[[], Renderer] | None = None
     """Opens the base model's tokenizer, without weights, for stages that load no model."""
@@ -445,6 +495,8 @@ def _parse_object(line: str, path: Path, number: int) -> Json:
 
 
 def _write_lines(path: Path, lines: Iterable[str]) -> None:
+    if is_left_out(path):
+        return
     aside = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         with storage_errors(path):
@@ -468,6 +520,8 @@ def append_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     Raises:
         StorageError: the disk is full or not writable.
     """
+    if is_left_out(path):
+        return
     text = "".join(_json_line(row) for row in rows)
     with storage_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)

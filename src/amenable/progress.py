@@ -43,10 +43,62 @@ class Deadline:
         """Seconds left, at least 0; infinity without a budget."""
         return max(0.0, self._end - self._clock())
 
+    def part(self, share: float) -> Deadline:
+        """Another one, which ends after a share of what is left."""
+        left_s = self.remaining_s()
+        return Deadline(None if left_s == math.inf else share * left_s, clock=self._clock)
+
     def exceeded(self) -> bool:
         """True when the budget is used up."""
         self.cut = self.cut or self.remaining_s() <= 0.0
         return self.cut
+
+
+class StopRequest:
+    """That somebody wants the run to end, and where it may.
+
+    Where nothing is lost it ends at once, as on Ctrl-C. Training holds it up: it looks after each
+    step, writes a checkpoint, and ends itself.
+    """
+
+    def __init__(self) -> None:
+        self.signal: int | None = None
+        """Number of the signal that asked; None: nobody has."""
+        self._holders = 0
+
+    @property
+    def asked(self) -> bool:
+        """Whether somebody has."""
+        return self.signal is not None
+
+    def ask(self, signal: int) -> None:
+        """Ends at once, or when the holder is ready.
+
+        Raises:
+            KeyboardInterrupt: nobody holds it up.
+        """
+        self.signal = signal
+        if not self._holders:
+            raise KeyboardInterrupt
+
+    @contextmanager
+    def held_up(self) -> Iterator[None]:
+        """A block that ends by itself: it must look at `asked`, and call `obey` when ready."""
+        self._holders += 1
+        try:
+            yield
+        finally:
+            self._holders -= 1
+        self.obey()
+
+    def obey(self) -> None:
+        """Ends if somebody has asked.
+
+        Raises:
+            KeyboardInterrupt: somebody has.
+        """
+        if self.asked:
+            raise KeyboardInterrupt
 
 
 class Progress:

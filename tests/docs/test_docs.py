@@ -12,7 +12,9 @@ from types import ModuleType
 import pytest
 import typer
 
+import amenable
 from amenable.cli.main import app
+from amenable.config.kfp import KfpConfig
 from amenable.config.load import load_recipe, recipe_keys
 from amenable.pipeline.summary import COMPARISON, SECTIONS
 
@@ -278,6 +280,17 @@ def test_readme_tree_names_exactly_the_files() -> None:
     assert readme_tree() == {name for name in files if not name.endswith("/__init__.py")}
 
 
+def test_image_is_built_of_the_tested_versions() -> None:
+    """Dockerfile, Makefile and recipe name one image and one torch."""
+    dockerfile, makefile = ((ROOT / name).read_text() for name in ("Dockerfile", "Makefile"))
+    assert KfpConfig().image == f"amenable:{amenable.__version__}"
+    assert set(re.findall(r"amenable:[\d.]+", dockerfile)) == {KfpConfig().image}
+    assert f"IMAGE ?= {KfpConfig().image}\n" in makefile
+    (torch,) = re.findall(r"^TORCH \?= (torch==.*)$", makefile, flags=re.M)
+    assert f"ARG TORCH={torch}\n" in dockerfile
+    assert dockerfile.rindex("USER amenable") > dockerfile.rindex("RUN ")
+
+
 # Commands, links, tests -----------------------------------------------------------------------
 
 
@@ -318,7 +331,7 @@ def test_commands_exist(page: Path) -> None:
 
 
 def test_readme_names_every_command() -> None:
-    groups = ("amenable", "amenable data", "amenable models", "amenable lab")
+    groups = ("amenable", "amenable data", "amenable models", "amenable lab", "amenable kfp")
     leaves = [name for name in commands() if name not in groups]
     assert len(leaves) >= 6
     assert [name for name in leaves if f"`{name}" not in README] == []

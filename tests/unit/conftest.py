@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from amenable.artifacts import MetricsLog, RunFolder, StageContext, write_jsonl
+from amenable.config.checkpoint import CheckpointConfig
 from amenable.config.collect import CollectConfig
 from amenable.config.data import DataConfig
 from amenable.config.evaluate import EvaluateConfig
@@ -58,6 +59,7 @@ def tiny_recipe(base: Path, **changes: Any) -> Recipe:
         "online_dpo": OnlineDPOConfig(),
         "best_of_n": BestOfNConfig(),
         "preference": PreferenceConfig(),
+        "checkpoint": CheckpointConfig(),
         "evaluate": EvaluateConfig(bootstrap_samples=50, best_of=0, diversity_prompts=0),
     }
     top: dict[str, Any] = {}

@@ -19,6 +19,9 @@ LIGHT_MODULES = [
     "amenable.data.splits",
     "amenable.pipeline.stages",
     "amenable.pipeline.local",
+    "amenable.pipeline.kfp_tasks",
+    "amenable.pipeline.vertex_parameters",
+    "amenable.pipeline.vertex_tasks",
     "amenable.models.pull",
     "amenable.cli.main",
 ]

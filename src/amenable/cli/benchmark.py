@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from amenable.cli.compare import local_systems
 from amenable.cli.options import AsJson
+from amenable.masking import shown_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -55,8 +57,8 @@ def benchmark(
     ] = False,
     batch_size: Annotated[int, typer.Option(min=1, help="Texts in a forward pass.")] = 8,
     out: Annotated[
-        Path, typer.Option("--out", metavar="DIR", help="Where results are kept.")
-    ] = Path("runs/benchmark"),
+        str, typer.Option("--out", metavar="DIR|URL", help="Where results are kept.")
+    ] = "runs/benchmark",
     as_json: AsJson = False,
 ) -> None:
     """Measure what alignment cost: standard benchmarks before and after, paired by document.
@@ -65,8 +67,9 @@ def benchmark(
     """
     import json
 
-    from amenable.artifacts import plain, write_json, write_jsonl
+    from amenable.artifacts import Progress, plain, write_json, write_jsonl
     from amenable.errors import UsageError
+    from amenable.pipeline.mirror import output_folder
     from amenable.pipeline.preflight import silence_libraries
 
     silence_libraries()
@@ -103,17 +106,23 @@ def benchmark(
         "tasks": asked,
         "comparisons": compared(scores, opened.groups),
     }
-    write_jsonl(out / "documents.jsonl", _documents(scores))
-    write_json(out / "benchmark.json", result)
-    typer.echo(json.dumps(plain(result), indent=2) if as_json else _shown(result, out))
+    with output_folder(out, Progress().say, "folder") as (folder, _):
+        write_jsonl(folder / "documents.jsonl", _documents(scores))
+        write_json(folder / "benchmark.json", result)
+    shown = shown_name(out.rstrip("/"))
+    typer.echo(json.dumps(plain(result), indent=2) if as_json else _shown(result, shown))
 
 
 def _named(arguments: Sequence[str]) -> list[System]:
     """Raises UsageError: one system alone that is no run folder, or a file of completions."""
     from amenable.errors import UsageError
     from amenable.evaluate.systems import named_systems, systems_of_run
+    from amenable.pipeline.mirror import MODEL_FILES, local_copy
 
-    named = systems_of_run(Path(arguments[0])) if len(arguments) == 1 else named_systems(arguments)
+    if len(arguments) == 1:
+        named = systems_of_run(local_copy(arguments[0], MODEL_FILES))
+    else:
+        named = local_systems(named_systems(arguments))
     for system in named:
         if system.is_file:
             raise UsageError(
@@ -171,7 +180,7 @@ def _documents(scores: Mapping[str, Sequence[Scores]]) -> Iterator[dict[str, Any
             }
 
 
-def _shown(result: Mapping[str, Any], out: Path) -> str:
+def _shown(result: Mapping[str, Any], out: str) -> str:
     """A few lines for the terminal."""
     lines = []
     rows = sorted(
@@ -190,4 +199,4 @@ def _shown(result: Mapping[str, Any], out: Path) -> str:
                 f"{row['after_value']:.3f}: {row['difference']:+.3f} [{low}, {high}]"
             )
             lines.append(f"    {row['meaning']}")
-    return "\n".join([*lines, f"{out / 'benchmark.json'}, {out / 'documents.jsonl'}"])
+    return "\n".join([*lines, f"{out}/benchmark.json, {out}/documents.jsonl"])

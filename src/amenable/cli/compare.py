@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from amenable.cli.options import AsJson
+from amenable.data.reading.remote import is_url
+from amenable.masking import shown_name
+
+if TYPE_CHECKING:
+    from amenable.evaluate.systems import System
 
 EXAMPLE = (
     "Example: amenable compare smollm2-135m runs/demo --prompts prompts.jsonl "
@@ -52,8 +57,8 @@ def compare(
         typer.Option(metavar="IN OUT", help="Of a million tokens to and from a service."),
     ] = (0.0, 0.0),
     out: Annotated[
-        Path, typer.Option("--out", metavar="DIR", help="Where results and replies are kept.")
-    ] = Path("runs/compare"),
+        str, typer.Option("--out", metavar="DIR|URL", help="Where results and replies are kept.")
+    ] = "runs/compare",
     audited: Annotated[
         list[Path] | None,
         typer.Option(
@@ -73,7 +78,7 @@ def compare(
     """
     import json
 
-    from amenable.artifacts import Progress, RunFolder
+    from amenable.artifacts import Progress
     from amenable.errors import UsageError
     from amenable.evaluate import compare as comparison
     from amenable.evaluate import comparison_page
@@ -82,34 +87,49 @@ def compare(
     from amenable.judges.opening import open_judges
     from amenable.judges.scores import ScoreJudge
     from amenable.judges.template import load_template
-    from amenable.pipeline.lock import run_lock
+    from amenable.pipeline.mirror import output_folder
     from amenable.pipeline.preflight import silence_libraries
 
     silence_libraries()
-    named = named_systems(systems)
+    named = local_systems(named_systems(systems))
     if not judges:
         raise UsageError("nobody judges; name one with --judge, for example a service's URL")
     chosen = load_template(template)
     settings = {"token_env": token_env, "concurrency": concurrency}
     asked, ready = comparison.read_inputs(named, prompts or [])
-    with run_lock(RunFolder(out).lock_path, "folder"):
-        opened = open_judges(judges, judge_model, chosen, settings, out)
+    with output_folder(out, Progress().say, "folder") as (folder, _):
+        opened = open_judges(judges, judge_model, chosen, settings, folder)
         for judge in opened:
             if isinstance(judge, ScoreJudge) and judge.remark:
                 Progress().say(judge.remark)
         options = comparison.Options(seed, price, read_audits(audited or [], opened))
         answers = comparison.answer(named, asked, ready, diversity=diversity, seed=seed)
-        comparison.write_completions(out, answers)
+        comparison.write_completions(folder, answers)
         names = [system.name for system in named]
-        compared = comparison.judge_all(opened, names, answers, out, options)
-        comparison.write_results(out, compared)
-        comparison_page.render(out)
+        compared = comparison.judge_all(opened, names, answers, folder, options)
+        comparison.write_results(folder, compared)
+        comparison_page.render(folder)
     found = compared.result
-    typer.echo(json.dumps(found, indent=2) if as_json else _shown(found, out))
-    comparison.check_replies(found, out)
+    shown = shown_name(out.rstrip("/"))
+    typer.echo(json.dumps(found, indent=2) if as_json else _shown(found, shown))
+    comparison.check_replies(found, folder)
 
 
-def _shown(result: Mapping[str, Any], out: Path) -> str:
+def local_systems(systems: Sequence[System]) -> list[System]:
+    """The systems with run folders and models behind URLs copied to the cache."""
+    from dataclasses import replace
+
+    from amenable.pipeline.mirror import MODEL_FILES, local_copy
+
+    return [
+        system
+        if system.is_file or not is_url(system.source)
+        else replace(system, source=str(local_copy(system.source, MODEL_FILES, or_model=True)))
+        for system in systems
+    ]
+
+
+def _shown(result: Mapping[str, Any], out: str) -> str:
     """A few lines for the terminal."""
     lines = []
     for row in result["comparisons"]:
@@ -133,7 +153,7 @@ def _shown(result: Mapping[str, Any], out: Path) -> str:
             f"{system} at temperature 1: distinct-1 {figures['distinct_1']:.2f}, distinct-2 "
             f"{figures['distinct_2']:.2f}, the same answer again {figures['duplicates']:.1%}"
         )
-    return "\n".join([*lines, f"{out / 'comparison.html'}, {out / 'comparison.json'}"])
+    return "\n".join([*lines, f"{out}/comparison.html, {out}/comparison.json"])
 
 
 def _corrected(row: Mapping[str, Any]) -> list[str]:

@@ -100,10 +100,9 @@ def _shaped(row: dict[str, Any], recipe: Recipe, shape: Shape) -> dict[str, Any]
     """The row in the wanted shape."""
     if shape is Shape.NATIVE:
         return row
-    instruction = recipe.data.instruction
-    asked = f"{instruction}\n\n{row['input_text']}" if instruction else row["input_text"]
-    inputs = {"inputs_pretokenized": asked, "targets_pretokenized": ""}
-    return {"inputs": inputs, "prediction": row["completion"]}
+    from amenable.data.formats.gcpc import prediction_row
+
+    return prediction_row(recipe.data.instruction, row["input_text"], row["completion"])
 
 
 def _to_file(

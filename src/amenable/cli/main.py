@@ -10,7 +10,19 @@ from typing import Annotated
 import typer
 
 import amenable
-from amenable.cli import audit, benchmark, compare, data, generate, lab, models, plan, report, run
+from amenable.cli import (
+    audit,
+    benchmark,
+    compare,
+    data,
+    generate,
+    kfp,
+    lab,
+    models,
+    plan,
+    report,
+    run,
+)
 from amenable.errors import AmenableError
 from amenable.masking import without_secrets
 
@@ -35,6 +47,7 @@ app.command("report", epilog=report.EXAMPLE)(report.report)
 app.add_typer(data.app, name="data")
 app.add_typer(models.app, name="models")
 app.add_typer(lab.app, name="lab")
+app.add_typer(kfp.app, name="kfp")
 
 
 def _print_version(wanted: bool) -> None:
@@ -57,7 +70,7 @@ def options(
 
 
 def main() -> None:
-    """Runs the command line and exits: 0 done, 1 failed, 2 bad usage or bad input, 130 stopped."""
+    """Runs the command line and exits: 0 done, 1 failed, 2 bad usage or input, 130, 143 stopped."""
     debug = _take_debug_flag(sys.argv)
     try:
         app(prog_name="amenable")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -11,7 +10,9 @@ Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Change a recipe key; may be repeated."),
 ]
-Out = Annotated[Path | None, typer.Option("--out", metavar="DIR", help="The run folder.")]
+Out = Annotated[
+    str | None, typer.Option("--out", metavar="DIR|URL", help="The run folder; also s3://….")
+]
 Seed = Annotated[int | None, typer.Option("--seed", help="Short for --set seed=N.")]
 MaxMinutes = Annotated[
     float | None,

@@ -5,27 +5,32 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from amenable.cli.options import AsJson
+from amenable.masking import shown_name
+from amenable.progress import Progress
+
+SEVERAL_FILES = ("runs.json", "report.html")
+"""What is written of several runs, in a folder that may hold the runs themselves."""
 
 EXAMPLE = "Example: amenable report runs/demo"
 
 
 def report(
     folders: Annotated[
-        list[Path],
+        list[str],
         typer.Argument(
             metavar="DIR...",
-            help="A run folder, or several; with --check also a log of another trainer.",
+            help="A run folder or its URL, or several; with --check also a log of another trainer.",
         ),
     ],
     out: Annotated[
-        Path | None,
+        str | None,
         typer.Option(
-            "--out", metavar="DIR", help="Where the page of several runs goes.  [default: runs]"
+            "--out", metavar="DIR|URL", help="Where the page of several runs goes.  [default: runs]"
         ),
     ] = None,
     check: Annotated[
@@ -44,34 +49,72 @@ def report(
     seeds alone move them.
     """
     from amenable.errors import UsageError
+    from amenable.pipeline.mirror import REPORT_FILES, local_copy, mirrored, place
 
     if len(folders) > 1 and not check:
-        several(folders, out or Path("runs"), as_json)
+        several([place(folder) for folder in folders], place(out or "runs"), as_json)
         return
     if len(folders) > 1 or out is not None:
         raise UsageError("--check takes one folder" if check else "--out: goes with several runs")
-    folder = folders[0]
+    where = place(folders[0])
     if check:
-        _check(folder, tags, as_json)
+        _check(local_copy(where, REPORT_FILES), tags, as_json)
         return
     if tags is not None:
         raise UsageError("--tags: goes with --check")
+    if isinstance(where, str):
+        local_copy(where, REPORT_FILES)  # before anything is written: is there a run?
+        with mirrored(where, Progress().say, REPORT_FILES) as mirror:
+            _render(mirror.root)
+        page = f"{shown_name(where.rstrip('/'))}/report.html"
+    else:
+        page = _render(where)
+    typer.echo(json.dumps({"report": page}) if as_json else page)
+
+
+def _render(folder: Path) -> str:
+    """Draws the page of a run folder; where it is."""
     from amenable.artifacts import RunFolder
+    from amenable.errors import UsageError
     from amenable.evaluate.report import render
 
     run = RunFolder(folder)
     if not run.recipe_path.exists():
         raise UsageError(f"{folder}: no run folder (recipe.toml is missing); name one, runs/demo")
     render(run)
-    typer.echo(f'{{"report": "{run.report_path}"}}' if as_json else str(run.report_path))
+    return str(run.report_path)
 
 
-def several(folders: Sequence[Path], out: Path, as_json: bool) -> None:
+def several(places: Sequence[Path | str], out: Path | str, as_json: bool) -> None:
     """Write `report.html` and `runs.json` of several runs into a folder.
 
     Raises:
         UsageError: a folder is no run folder, or is named twice.
     """
+    from amenable.pipeline.mirror import REPORT_FILES, local_copy, mirrored
+
+    folders = [local_copy(where, REPORT_FILES) for where in places]
+    if isinstance(out, str):
+        with mirrored(out, Progress().say, SEVERAL_FILES) as mirror:
+            found = _write_several(places, folders, mirror.root)
+    else:
+        found = _write_several(places, folders, out)
+    if as_json:
+        typer.echo(json.dumps(found, indent=2))
+        return
+    for row in found["spread"]:
+        typer.echo(
+            f"{row['b']} against {row['a']}: wins {row['mean']:.3f} over {len(row['seeds'])} seeds "
+            f"(standard deviation {row['standard_deviation']:.3f}, {row['lowest']:.3f} to "
+            f"{row['highest']:.3f}), judged by {row['judge']}"
+        )
+    typer.echo(f"report: {shown_name(str(out).rstrip('/'))}/report.html")
+
+
+def _write_several(
+    places: Sequence[Path | str], folders: Sequence[Path], out: Path
+) -> dict[str, Any]:
+    """What was written as `runs.json`."""
     from amenable.artifacts import write_json, write_text
     from amenable.errors import UsageError
     from amenable.evaluate.many_runs import gather, page
@@ -82,18 +125,11 @@ def several(folders: Sequence[Path], out: Path, as_json: bool) -> None:
     if len({folder.resolve() for folder in folders}) < len(folders):
         raise UsageError("a run is named twice")
     found = gather(folders)
+    for row, where in zip(found["runs"], places, strict=True):
+        row["folder"] = shown_name(str(where))
     write_json(out / "runs.json", found)
     write_text(out / "report.html", page(folders, found))
-    if as_json:
-        typer.echo(json.dumps(found, indent=2))
-        return
-    for row in found["spread"]:
-        typer.echo(
-            f"{row['b']} against {row['a']}: wins {row['mean']:.3f} over {len(row['seeds'])} seeds "
-            f"(standard deviation {row['standard_deviation']:.3f}, {row['lowest']:.3f} to "
-            f"{row['highest']:.3f}), judged by {row['judge']}"
-        )
-    typer.echo(f"report: {out / 'report.html'}")
+    return found
 
 
 def _check(path: Path, tags: Path | None, as_json: bool) -> None:

@@ -9,15 +9,15 @@ from typing import Annotated, Any
 import typer
 
 from amenable.cli.options import AsJson, MaxMinutes, Out, Overrides, Seed
+from amenable.masking import shown_name
+from amenable.ranks.launch import leads
 
 RUN_EXAMPLE = "Example: amenable run recipe.toml --set policy.updates=50 --out runs/first"
 DEMO_EXAMPLE = "Example: amenable demo --out runs/demo --seed 1 --max-minutes 15"
 
 
 def demo(
-    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="The run folder.")] = Path(
-        "runs/demo"
-    ),
+    out: Out = "runs/demo",
     seed: Seed = None,
     overrides: Overrides = None,
     max_minutes: MaxMinutes = None,
@@ -55,6 +55,9 @@ def run(
     ] = None,
     max_minutes: MaxMinutes = None,
     as_json: AsJson = False,
+    processes: Annotated[
+        int, typer.Option(metavar="N", min=1, help="Share the work of N processes of this machine.")
+    ] = 1,
     keys: Annotated[bool, typer.Option("--keys", help="List every recipe key and stop.")] = False,
 ) -> None:
     """Run a recipe; run again to go on from where it stopped.
@@ -68,6 +71,8 @@ def run(
         return
     if recipe is None:
         raise typer.BadParameter("which recipe? Try: amenable run examples/tiny.toml")
+    if processes > 1:
+        _run_in(processes)
     if seeds:
         numbers = _numbers(seeds, seed)
         _run_seeds(recipe, overrides, out, numbers, (only, until), max_minutes, as_json)
@@ -84,11 +89,30 @@ def run(
     )
 
 
+def _run_in(processes: int) -> None:
+    """The same command line in several processes; ends with their exit code."""
+    import subprocess
+    import sys
+
+    from amenable.errors import UsageError
+    from amenable.ranks.launch import seat, torchrun_command
+
+    if seat() is not None:
+        raise UsageError("--processes: this is one of several processes already; leave it out")
+    words: list[str] = []
+    for word in sys.argv[1:]:
+        if words and words[-1] == "--processes":
+            words.pop()
+        elif not word.startswith("--processes="):
+            words.append(word)
+    raise typer.Exit(subprocess.run(torchrun_command(processes, words), check=False).returncode)
+
+
 def _run(
     path: Path,
     overrides: Sequence[str] | None,
     *,
-    out: Path | None,
+    out: str | None,
     seed: int | None,
     only: str | None = None,
     until: str | None = None,
@@ -97,12 +121,15 @@ def _run(
 ) -> None:
     from amenable.config.load import load_recipe
     from amenable.pipeline import local
+    from amenable.pipeline.mirror import place
 
     settings = list(overrides or ())
     settings += [] if seed is None else [f"seed={seed}"]
     recipe = load_recipe(path, settings)
-    folder = out or Path("runs") / recipe.name
+    folder = place(out or f"runs/{recipe.name}")
     summary = local.run(recipe, folder, only=only, until=until, max_minutes=max_minutes)
+    if not leads():
+        return
     if as_json:
         _print_json(summary)
         return
@@ -125,7 +152,7 @@ def _numbers(seeds: str, seed: int | None) -> list[int]:
 def _run_seeds(
     path: Path,
     overrides: Sequence[str] | None,
-    out: Path | None,
+    out: str | None,
     seeds: Sequence[int],
     stages: tuple[str | None, str | None],
     max_minutes: float | None,
@@ -135,23 +162,24 @@ def _run_seeds(
     from amenable.cli.report import several
     from amenable.config.load import load_recipe
     from amenable.pipeline import local
+    from amenable.pipeline.mirror import place
 
     only, until = stages
-    folders = []
+    folders: list[Path | str] = []
     for seed in seeds:
         recipe = load_recipe(path, [*(overrides or ()), f"seed={seed}"])
-        root = out or Path("runs") / recipe.name
-        folders.append(root / f"seed-{seed}")
+        root = out or f"runs/{recipe.name}"
+        folders.append(place(f"{root.rstrip('/')}/seed-{seed}"))
         summary = local.run(recipe, folders[-1], only=only, until=until, max_minutes=max_minutes)
-        if not as_json:
+        if leads() and not as_json:
             typer.echo(f"seed {seed}")
             for line in result_lines(summary, folders[-1]):
                 typer.echo(f"  {line}")
-    if len(folders) > 1:
-        several(folders, folders[0].parent, as_json)
+    if leads() and len(folders) > 1:
+        several(folders, place(root), as_json)
 
 
-def result_lines(summary: dict[str, Any], folder: Path) -> list[str]:
+def result_lines(summary: dict[str, Any], folder: Path | str) -> list[str]:
     """The result of a run in a few lines: the comparisons, the reward model, where to read on."""
     lines = []
     reward = summary.get("reward")
@@ -163,7 +191,9 @@ def result_lines(summary: dict[str, Any], folder: Path) -> list[str]:
         wins = _share(row["win_rate"], row["win_rate_ci95"])
         judged = f"on {row['prompts']} prompts, judged by {row['judge']}"
         lines.append(f"{row['b']} against {row['a']}: wins {wins} {judged}")
-    if (folder / "report.html").exists():
+    if isinstance(folder, str):
+        lines.append(f"report: {shown_name(folder.rstrip('/'))}/report.html")
+    elif (folder / "report.html").exists():
         lines.append(f"report: {folder / 'report.html'}")
     return lines
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -42,6 +43,9 @@ class Range:
         high = f"below {self.high:g}" if self.below else f"at most {self.high:g}"
         return low if self.high == math.inf else f"{low} and {high}"
 
+
+TRACKERS = ("wandb", "mlflow", "trackio")
+"""Rows of `amenable/trackers.py`."""
 
 ANY = Range(0)
 POSITIVE = Range(0, above=True)
@@ -98,6 +102,8 @@ RANGES: dict[str, Range] = {
     "policy.micro_batch_tokens": ANY,
     "policy.stop_at_kl": ANY,
     "policy.checkpoint_every": COUNT,
+    "checkpoint.every_minutes": ANY,
+    "checkpoint.keep_last": COUNT,
     "policy.kl.coef": ANY,
     "policy.kl.target": POSITIVE,
     "policy.kl.horizon": COUNT,
@@ -135,6 +141,8 @@ RANGES: dict[str, Range] = {
     "policy.preference.weight_decay": ANY,
     "policy.preference.micro_batch_tokens": ANY,
     "policy.preference.evaluations": COUNT,
+    "kfp.gpus": ANY,
+    "kfp.retries": ANY,
     "evaluate.temperature": ANY,
     "evaluate.batch_size": COUNT,
     "evaluate.bootstrap_samples": COUNT,
@@ -183,6 +191,17 @@ def _base(recipe: Recipe) -> str:
     if recipe.model.base.strip():
         return ""
     return "model.base: is empty; give a built-in name, a model folder or a hub id"
+
+
+def _shard(recipe: Recipe) -> str:
+    """Why weights cannot be spread over processes."""
+    model = recipe.model
+    if model.shard == "none" or not model.lora.enabled:
+        return ""
+    return (
+        f'model.shard: "{model.shard}" spreads weights that are trained, and with LoRA the base is '
+        'frozen and every process holds it; set model.lora.enabled = false, or model.shard = "none"'
+    )
 
 
 def _quantise(recipe: Recipe) -> str:
@@ -420,6 +439,13 @@ def _health(recipe: Recipe) -> str:
     return ""
 
 
+def _trackers(recipe: Recipe) -> str:
+    for name in recipe.trackers:
+        if name not in TRACKERS:
+            return f"trackers: {name!r} is no tracker; choose from {', '.join(TRACKERS)}"
+    return ""
+
+
 def _gate_skip(recipe: Recipe) -> str:
     unknown = [name for name in recipe.policy.gate_skip if name not in GATE_CHECKS]
     if not unknown:
@@ -466,10 +492,24 @@ def _best_of(recipe: Recipe) -> str:
     return "evaluate.best_of: best of 1 is no headroom check; set 0 to leave it out, or at least 2"
 
 
+def _kfp(recipe: Recipe) -> str:
+    kfp = recipe.kfp
+    if not kfp.image.strip():
+        return "kfp.image: is empty; name the container image that the cluster shall pull"
+    if not kfp.mount.startswith("/"):
+        return f"kfp.mount: {kfp.mount!r} is no place in a container; give a path from / on"
+    if kfp.memory and not re.fullmatch(r"\d+([KMGTPE]i?)?", kfp.memory):
+        return f"kfp.memory: {kfp.memory!r} is no amount of memory; write for example 16G"
+    if kfp.cpu and not re.fullmatch(r"(\d*\.)?\d+m?", kfp.cpu):
+        return f"kfp.cpu: {kfp.cpu!r} is no number of CPUs; write for example 4"
+    return ""
+
+
 RULES: tuple[Callable[[Recipe], str], ...] = (
     _name,
     _base,
     _quantise,
+    _shard,
     _top_p,
     _top_k,
     _some_data,
@@ -489,9 +529,11 @@ RULES: tuple[Callable[[Recipe], str], ...] = (
     _gate_skip,
     _selection,
     _health,
+    _trackers,
     _kto_batch,
     _one_source_of_preferences,
     _judge,
     _best_of,
+    _kfp,
 )
 """Each returns what is wrong, starting with the key, or an empty text."""

@@ -27,8 +27,13 @@ class ModelConfig:
     base: str = "smollm2-135m"
     """A built-in name (`amenable models list`), a local Hugging Face folder, or a hub id."""
 
-    dtype: Literal["auto", "bf16", "fp32"] = "auto"
-    """Compute precision; `auto` takes bf16 where the hardware multiplies it faster."""
+    dtype: Literal["auto", "bf16", "fp32", "fp64"] = "auto"
+    """Compute precision; `auto` takes bf16 where the hardware multiplies it faster. `fp64` is for
+    exact comparisons (docs/several-processes.md): weights and adapters are float64 as well."""
+
+    shard: Literal["none", "fsdp2"] = "none"
+    """How several processes hold weights that are trained whole: `none`, a copy each; `fsdp2`, a
+    part each, with its optimizer state (docs/several-processes.md). Only without LoRA."""
 
     quantise: Literal["none", "int8", "nf4"] = "none"
     """Keep the linear layers of the frozen base in 8 or 4 bits a weight (QLoRA, Dettmers et al.

@@ -233,7 +233,8 @@ class PolicyConfig:
     """End the stage early when the sequence KL exceeds this many nats; 0 never does."""
 
     checkpoint_every: int = 5
-    """Updates between checkpoints."""
+    """Updates between checkpoints that `selection` may choose; `checkpoint` writes others for a
+    resume."""
 
     gate: bool = True
     """Check the numerics on this very model before the first update; stop where they are off."""

@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
+from amenable.config.checkpoint import CheckpointConfig
 from amenable.config.collect import CollectConfig
 from amenable.config.data import DataConfig
 from amenable.config.evaluate import EvaluateConfig
 from amenable.config.health import HealthConfig
+from amenable.config.kfp import KfpConfig
 from amenable.config.model import ModelConfig
 from amenable.config.policy import PolicyConfig
 from amenable.config.reward import RewardConfig
@@ -29,6 +31,10 @@ class Recipe:
 
     seed: int = 0
     """Seeds initial weights, data order, sampling and the simulated annotator."""
+
+    trackers: tuple[str, ...] = ()
+    """Experiment trackers that get the figures beside TensorBoard (docs/trackers.md): `wandb`,
+    `mlflow`, `trackio`."""
 
     model: ModelConfig = ModelConfig()
     """The base model."""
@@ -53,6 +59,12 @@ class Recipe:
 
     health: HealthConfig = HealthConfig()
     """Health rules."""
+
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    """Checkpoints."""
+
+    kfp: KfpConfig = KfpConfig()
+    """Kubeflow Pipelines."""
 
     def __post_init__(self) -> None:
         """Write out the sizes of micro-batches that were left to the kind of training."""

@@ -6,6 +6,7 @@ longest completion.
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
@@ -223,6 +224,49 @@ def packs(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
             room.append(max_tokens)
         found[place].append(index)
         room[place] -= lengths[index]
+    return found
+
+
+def evenly(lengths: Sequence[int], max_tokens: int, ranks: int) -> list[list[int]]:
+    """Indices in a number of groups that so many ranks can share, none with much more than another.
+
+    The longest first, each into the group with the fewest tokens. There are as few groups as keep
+    each within `max_tokens`, a row that is longer apart, and their number is a multiple of `ranks`
+    unless there are fewer rows.
+
+    Args:
+        lengths: tokens of each row.
+        max_tokens: budget of the sum.
+        ranks: take turns at the groups.
+    """
+    order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
+    count = ranks * max(1, -(-sum(lengths) // (ranks * max_tokens)))
+    while True:
+        found: list[list[int]] = [[] for _ in range(min(count, len(lengths)))]
+        fewest = [(0, place) for place in range(len(found))]  # a heap
+        for index in order:
+            tokens, place = fewest[0]
+            found[place].append(index)
+            heapq.heapreplace(fewest, (tokens + lengths[index], place))
+        fits = all(tokens <= max_tokens or len(found[place]) == 1 for tokens, place in fewest)
+        if fits or count >= len(lengths):
+            return found
+        count += ranks
+
+
+def alike_for(lengths: Sequence[int], max_tokens: int, ranks: int) -> list[list[int]]:
+    """As `micro_batches`, in at least as many batches as there are ranks, where there are the rows.
+
+    Args:
+        lengths: tokens of each row.
+        max_tokens: budget of rows × longest row.
+        ranks: take turns at the batches.
+    """
+    budget = min(max_tokens, -(-sum(lengths) // ranks)) if lengths else max_tokens
+    found = micro_batches(lengths, budget)
+    while len(found) < min(ranks, len(lengths)):
+        budget -= -(-budget // 8)
+        found = micro_batches(lengths, budget)
     return found
 
 

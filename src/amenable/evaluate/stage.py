@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -98,9 +97,8 @@ def _in_time(
 
     Later systems must answer the same prompts, so they are not cut.
     """
-    left_s = ctx.deadline.remaining_s()
-    end = time.monotonic() + _FIRST_SHARE * left_s
-    free = math.isinf(left_s) or name != "base"
+    time_left = ctx.deadline.part(_FIRST_SHARE)
+    free = math.isinf(ctx.deadline.remaining_s()) or name != "base"
     size = len(prompts) if free else ctx.recipe.evaluate.batch_size
     answers: list[Answer] = []
     with ctx.progress.track(len(prompts), f"evaluate: {name}") as bar:
@@ -113,7 +111,7 @@ def _in_time(
                 seed=ctx.recipe.seed,
                 on_progress=bar.advance,
             )
-            if time.monotonic() > end and len(answers) < len(prompts):
+            if len(answers) < len(prompts) and time_left.exceeded():
                 ctx.progress.say(f"evaluate: time allows {len(answers)} of {len(prompts)} prompts")
                 break
     return answers

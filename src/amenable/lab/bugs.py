@@ -123,23 +123,23 @@ def _whitening_over_pads() -> list[Patch]:
 
 
 def _stale_logprobs() -> list[Patch]:
-    real = on_policy._OnPolicyLoop._micro_batch
+    real = on_policy._OnPolicyLoop._swept
 
-    def broken(self: Any, groups: Any, episodes: Any) -> Any:
-        micro = real(self, groups, episodes)
+    def broken(self: Any, unmeasured: Any) -> Any:
+        micro = real(self, unmeasured)
         return replace(micro, logprobs=micro.ref_logprobs)
 
-    return [(on_policy._OnPolicyLoop, "_micro_batch", broken)]
+    return [(on_policy._OnPolicyLoop, "_swept", broken)]
 
 
 def _moving_reference() -> list[Patch]:
-    real = on_policy._OnPolicyLoop._micro_batch
+    real = on_policy._OnPolicyLoop._swept
 
-    def broken(self: Any, groups: Any, episodes: Any) -> Any:
-        micro = real(self, groups, episodes)
+    def broken(self: Any, unmeasured: Any) -> Any:
+        micro = real(self, unmeasured)
         return replace(micro, ref_logprobs=micro.logprobs)
 
-    return [(on_policy._OnPolicyLoop, "_micro_batch", broken)]
+    return [(on_policy._OnPolicyLoop, "_swept", broken)]
 
 
 def _score_one_off() -> list[Patch]:

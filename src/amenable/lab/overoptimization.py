@@ -28,6 +28,7 @@ from amenable.evaluate.overoptimization import best_of_n, best_of_n_kl, fit_gold
 from amenable.evaluate.statistics import Floats
 from amenable.lab.letter_world import TOKENS, LetterWorld, Sampled, sampled
 from amenable.lab.rows import on_one_thread
+from amenable.train.checkpoints import newest_folder
 
 if TYPE_CHECKING:
     from amenable.models.roles import Role
@@ -156,6 +157,7 @@ class _Run:
                 "policy.algorithm": settings.algorithm,
                 "policy.updates": settings.updates,
                 "policy.checkpoint_every": settings.every,
+                "checkpoint.every_minutes": 0,  # every checkpoint is a candidate
             },
         )
 
@@ -310,8 +312,8 @@ class _KeptCheckpoints:
 
     def look(self) -> None:
         """Called after every update."""
-        last = self._ctx.out / "checkpoints" / "last"
-        if not (last / "numbers.json").is_file():
+        last = newest_folder(self._ctx.out / "checkpoints")
+        if last is None:
             return
         updates = int(json.loads((last / "numbers.json").read_text())["updates"])
         if self.weights and self.weights[-1][0] == updates:

@@ -47,11 +47,12 @@ def add_adapter(
     *,
     seed: int,
     folder: Path | None = None,
+    dtype: torch.dtype = torch.float32,
 ) -> PeftModel:
     """Put one more named adapter on the frozen base; read from `folder`, else a fresh one.
 
     A fresh adapter changes nothing: its B is zero, its A is drawn with `seed`.
-    Adapter weights are float32 whatever the base's precision.
+    Adapter weights are float32 whatever the base's precision, unless `dtype` is wider.
 
     Args:
         model: the base model, or the result of an earlier call.
@@ -59,6 +60,7 @@ def add_adapter(
         config: rank and scale of a fresh adapter.
         seed: of the fresh weights.
         folder: a peft adapter folder to start from.
+        dtype: of the adapter's weights.
     """
     with torch.random.fork_rng(devices=[]), _peft_noise_off():
         torch.manual_seed(seed)
@@ -73,7 +75,7 @@ def add_adapter(
         else:
             model = PeftModel(model, _peft_config(config), adapter_name=name)
     for parameter in adapter_parameters(model, name):
-        parameter.data = parameter.data.float()
+        parameter.data = parameter.data.to(dtype)
     fuse(model)
     return model
 
@@ -114,8 +116,8 @@ def merged_weights(
 ) -> Iterator[tuple[str, Tensor]]:
     """(module name, W + scale · B A) of every adapted layer; the live base is not touched.
 
-    The sum is made in float32 and cast to W's dtype. Module names are those of the plain base
-    model.
+    The sum is made in float32 or wider and cast to W's dtype. Module names are those of the plain
+    base model.
 
     Args:
         model: base and adapters.
@@ -128,4 +130,5 @@ def merged_weights(
             own = module.get_base_layer().weight if weights is None else weights[f"{key}.weight"]
             weight = cast(Tensor, own)
             delta = cast(Any, module).get_delta_weight(name).to(weight.device)
-            yield key, (weight.float() + delta.float()).to(weight.dtype)
+            wide = torch.promote_types(delta.dtype, torch.float32)
+            yield key, (weight.to(wide) + delta.to(wide)).to(weight.dtype)

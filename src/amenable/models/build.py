@@ -19,12 +19,15 @@ from amenable.models.load import (
     load_causal_lm,
     load_reward_trunk,
     load_tokenizer,
+    master_dtype,
     resolve_dtype,
 )
 from amenable.models.packed_layers import shorten
 from amenable.models.pull import resolve_base
 from amenable.models.quantised import load_quantised
 from amenable.models.roles import Role
+from amenable.ranks.group import size
+from amenable.ranks.sharding import shard
 
 if TYPE_CHECKING:
     from amenable.config.recipe import Recipe
@@ -32,8 +35,10 @@ if TYPE_CHECKING:
 
 
 def best_device() -> torch.device:
-    """A CUDA device where there is one, else the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    """A CUDA device where there is one, that of this rank where there are several; else the CPU."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", torch.cuda.current_device()) if size() > 1 else torch.device("cuda")
 
 
 def freeze(model: PreTrainedModel, dtype: torch.dtype) -> None:
@@ -54,7 +59,7 @@ class Foundation:
 
     The base is loaded when the first role asks for it. With LoRA it is loaded once, in the
     compute precision or quantised, and frozen; with full fine-tuning every role loads float32
-    weights of its own, whose products are cast once where they are not trained.
+    weights (float64 in fp64) of its own, whose products are cast once where they are not trained.
     """
 
     recipe: Recipe
@@ -97,16 +102,19 @@ class Foundation:
             head: scalar head of a reward model or critic.
             train: the role learns; with LoRA one that starts from the base gets an adapter.
         """
+        wide = master_dtype(self.dtype)
         if head is not None:
-            head.to(self.device)
+            head.to(self.device, wide)
         if not self.recipe.model.lora.enabled:
             if start is not None and (start / HEAD_FILE).is_file():
-                model = load_reward_trunk(start, torch.float32, device=self.device)
+                model = load_reward_trunk(start, wide, device=self.device)
             else:
-                model = load_causal_lm(start or self.source, torch.float32, device=self.device)
+                model = load_causal_lm(start or self.source, wide, device=self.device)
             shorten(model)
             if not train:
                 freeze(model, self.dtype)
+            if self.recipe.model.shard == "fsdp2" and size() > 1:
+                shard(model)
             return Role(model, head=head, dtype=self.dtype)
         if self._shared is None:
             self._shared = self._frozen_base()
@@ -119,6 +127,7 @@ class Foundation:
             self.recipe.model.lora,
             seed=self.recipe.seed,
             folder=start / "adapter" if start is not None else None,
+            dtype=wide,
         )
         for role in self._bare:  # it must switch off the adapter that has just been put on
             role.model = self._shared

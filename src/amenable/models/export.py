@@ -32,13 +32,14 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from amenable.artifacts import atomic_dir, write_json
+from amenable.artifacts import atomic_dir, is_left_out, write_json
 from amenable.errors import ModelError
 from amenable.models.adapters import merged_weights
 from amenable.models.heads import HeadEnsemble, ScalarHead
 from amenable.models.load import eos_ids, load_causal_lm
 from amenable.models.quantised import is_quantised
 from amenable.models.quiet import without_bars
+from amenable.ranks.sharding import is_sharded_model, whole_ones
 
 ADAPTER_FOLDER = "adapter"
 HEAD_FILE = "head.safetensors"
@@ -70,6 +71,8 @@ def export_policy(
         ModelError: unknown adapter, or pad among the end-of-sequence tokens.
         StorageError: the folder cannot be written.
     """
+    if is_left_out(out):
+        return _taken_part(model, out)
     plain = _plain(model, adapter)
     eos = _checked_eos(plain, tokenizer)
     state = _cast(merged_state(model, adapter), dtype or plain.dtype)
@@ -119,6 +122,8 @@ def export_reward(
             for which transformers has no such class.
         StorageError: the folder cannot be written.
     """
+    if is_left_out(out):
+        return _taken_part(model, out)
     plain = _plain(model, adapter)
     eos = _checked_eos(plain, tokenizer)
     weight = _head_weight(head, plain)
@@ -140,6 +145,13 @@ def export_reward(
             save_file({"weight": members}, folder / MEMBERS_FILE)
         if adapter is not None:
             save_adapter(cast(PeftModel, model), adapter, folder / ADAPTER_FOLDER, base)
+    return out
+
+
+def _taken_part(model: PreTrainedModel | PeftModel, out: Path) -> Path:
+    """Of a rank that does not write: it gives its part of sharded weights."""
+    if is_sharded_model(model):
+        whole_ones(model.state_dict().items(), keep=False)
     return out
 
 
@@ -182,7 +194,7 @@ def merged_state(model: PreTrainedModel | PeftModel, adapter: str | None) -> Sta
         whole = load_causal_lm(str(plain.config.name_or_path), plain.dtype)
     state = {
         key.replace(".base_layer.", "."): tensor.detach()
-        for key, tensor in whole.state_dict().items()
+        for key, tensor in whole_ones(whole.state_dict().items(), keep=True).items()
         if not _is_adapter_key(key)
     }
     if adapter is not None:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 
 class ScalarHead(nn.Module):
-    """One number a hidden state, without bias, computed in float32.
+    """One number a hidden state, without bias, computed in its weight's precision, float32 or more.
 
     Initial weights are N(0, 1/sqrt(d + 1)) (Stiennon et al. 2020 as published in code:
     openai/summarize-from-feedback, query_response_model.py).
@@ -29,7 +29,7 @@ class ScalarHead(nn.Module):
     def from_weight(cls, weight: Tensor) -> ScalarHead:
         """A head with the given [1, d] weight."""
         head = cls(weight.shape[1])
-        head.weight.data.copy_(weight.float())
+        head.to(torch.promote_types(weight.dtype, torch.float32)).weight.data.copy_(weight)
         return head
 
     @property
@@ -40,12 +40,12 @@ class ScalarHead(nn.Module):
     def forward(self, hidden: Tensor) -> Tensor:
         """[..., d] hidden states to [...] numbers."""
         with torch.autocast(hidden.device.type, enabled=False):
-            return hidden.float() @ self.mean_weight[0]
+            return hidden.to(self.weight.dtype) @ self.mean_weight[0]
 
     def members(self, hidden: Tensor) -> Tensor:
         """[..., d] hidden states to [..., H] numbers, one a head."""
         with torch.autocast(hidden.device.type, enabled=False):
-            return hidden.float() @ self.weight.T
+            return hidden.to(self.weight.dtype) @ self.weight.T
 
 
 class HeadEnsemble(ScalarHead):
@@ -67,7 +67,7 @@ class HeadEnsemble(ScalarHead):
     def from_weight(cls, weight: Tensor) -> HeadEnsemble:
         """Heads with the given [H, d] weights."""
         ensemble = cls(weight.shape[1], weight.shape[0])
-        ensemble.weight.data.copy_(weight.float())
+        ensemble.to(torch.promote_types(weight.dtype, torch.float32)).weight.data.copy_(weight)
         return ensemble
 
     @property

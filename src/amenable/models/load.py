@@ -29,6 +29,7 @@ __all__ = [
     "load_causal_lm",
     "load_reward_trunk",
     "load_tokenizer",
+    "master_dtype",
     "resolve_dtype",
     "set_dropout_to_zero",
 ]
@@ -269,23 +270,28 @@ def set_dropout_to_zero(config: PreTrainedConfig) -> None:
 def resolve_dtype(name: str, device: str | torch.device = "cpu") -> torch.dtype:
     """The compute precision that `model.dtype` means on this device.
 
-    `bf16` and `fp32` are taken at their word. `auto` is bfloat16 on a CUDA device that has it; on
-    a CPU with bfloat16 matrix units (AMX), and on AMD's with AVX-512 bfloat16, where it is several
-    times faster; float32 elsewhere: on Intel's without AMX bfloat16 is the slower one. The choice
-    depends on the machine alone, never on a timing, so that a resumed run makes it again.
+    `bf16`, `fp32` and `fp64` are taken at their word. `auto` is bfloat16 on a CUDA device that has
+    it; on a CPU with bfloat16 matrix units (AMX), and on AMD's with AVX-512 bfloat16, where it is
+    several times faster; float32 elsewhere: on Intel's without AMX bfloat16 is the slower one. The
+    choice depends on the machine alone, never on a timing, so that a resumed run makes it again.
 
     Raises:
         ModelError: another name.
     """
-    named = {"bf16": torch.bfloat16, "fp32": torch.float32}
+    named = {"bf16": torch.bfloat16, "fp32": torch.float32, "fp64": torch.float64}
     if name in named:
         return named[name]
     if name != "auto":
-        raise ModelError(f"model.dtype {name!r} is unknown; use auto, bf16 or fp32")
+        raise ModelError(f"model.dtype {name!r} is unknown; use auto, bf16, fp32 or fp64")
     kind = torch.device(device).type
     if kind == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
     return torch.bfloat16 if kind == "cpu" and _multiplies_bfloat16() else torch.float32
+
+
+def master_dtype(dtype: torch.dtype) -> torch.dtype:
+    """What trained weights are kept in for a compute precision: float32, or float64 for it."""
+    return torch.promote_types(dtype, torch.float32)
 
 
 def _multiplies_bfloat16() -> bool:

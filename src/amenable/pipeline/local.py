@@ -1,4 +1,6 @@
-"""Runs the stages of a recipe in this process, one after the other, in one run folder.
+"""Runs the stages of a recipe, one after the other, in one run folder.
+
+It does so in this process, or leads those that were started with it (`pipeline.ranks`).
 
 A stage whose fingerprint is unchanged and whose outputs are whole is skipped. A stage that was
 killed goes on from its checkpoints if it is still the same stage, and starts afresh if not.
@@ -10,9 +12,10 @@ import errno
 import importlib
 import math
 import shutil
+import signal
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -25,6 +28,7 @@ from amenable.artifacts import (
     Progress,
     RunFolder,
     StageContext,
+    StopRequest,
     plain,
     read_json,
     storage_error,
@@ -45,8 +49,8 @@ from amenable.pipeline.fingerprint import (
     matching,
     stage_ingredients,
 )
-from amenable.pipeline.lock import run_lock
 from amenable.pipeline.manifest import device, manifest
+from amenable.pipeline.mirror import output_folder, place, working_folder
 from amenable.pipeline.preflight import (
     base_model,
     check_inputs,
@@ -55,25 +59,38 @@ from amenable.pipeline.preflight import (
     silence_libraries,
 )
 from amenable.pipeline.process import keep_freed_memory
+from amenable.pipeline.signals import stops_on_signals
 from amenable.pipeline.stages import STAGES, Stage
 from amenable.pipeline.state import StageState, read_state, write_state
 from amenable.pipeline.summary import split_result, summary
 from amenable.progress import duration
+from amenable.ranks.launch import seat
+from amenable.trackers import Trackers
 
 if TYPE_CHECKING:
     from amenable.data.render import Renderer
+    from amenable.pipeline.ranks import Crew
     from amenable.plan.forecast import Forecast
 
 _BUDGET_IN_USE = 0.9
 _WITH_MODELS = ("sft", "collect", "reward", "policy", "evaluate")
 _REASONS_SHOWN = 3
 _SECONDS_BETWEEN_REPORTS = 10.0
+_SECONDS_BETWEEN_PUBLICATIONS = 60.0
 
 
 class Interrupted(StageError):
-    """The user stopped the run; it can be resumed."""
+    """A signal stopped the run; it can be resumed.
 
-    exit_code = 130
+    Args:
+        where: the stage, or between which.
+        number: of the signal; the exit code is 128 + it, as shells have it.
+    """
+
+    def __init__(self, where: str, number: int) -> None:
+        name = signal.Signals(number).name
+        super().__init__(f"stopped {where} by {name}; the same command goes on from there")
+        self.exit_code = 128 + number
 
 
 def run(
@@ -91,7 +108,7 @@ def run(
 
     Args:
         recipe: the resolved recipe.
-        out_dir: the run folder, made if missing.
+        out_dir: the run folder, made if missing; of a URL a working folder is mirrored there.
         only: run this stage alone; what it needs must be done.
         until: run the stages up to and with this one.
         max_minutes: end well inside this budget, with every artifact.
@@ -109,13 +126,26 @@ def run(
     deadline = Deadline(None if max_minutes is None else max_minutes * 60 * _BUDGET_IN_USE)
     silence_libraries()
     keep_freed_memory()
-    check_inputs(recipe)
-    base = base_model(recipe, progress.say)
-    close_hub(recipe, base)
-    folder = RunFolder(Path(out_dir))
-    with run_lock(folder.lock_path):
-        job = _Run(recipe, folder, stages, base, progress, deadline, command)
-        return job.run(selected)
+
+    def lead(crew: Crew | None = None) -> Json:
+        check_inputs(recipe)
+        base = base_model(recipe, progress.say)
+        close_hub(recipe, base)
+        with output_folder(out_dir, progress.say) as (root, publish):
+            folder = RunFolder(root)
+            job = _Run(recipe, folder, stages, base, progress, deadline, command, publish, crew)
+            with stops_on_signals(job.stop):
+                return job.run(selected)
+
+    own = seat()
+    if own is None:
+        return lead()
+    written = place(out_dir)
+    shared = RunFolder(written if isinstance(written, Path) else working_folder(written))
+    result: Json = importlib.import_module("amenable.pipeline.ranks").run(
+        own, recipe, shared, stages, lead, progress.say
+    )
+    return result
 
 
 def select(stages: Sequence[Stage], only: str | None, until: str | None) -> list[Stage]:
@@ -147,31 +177,54 @@ class _Run:
         progress: Progress,
         deadline: Deadline,
         command: Sequence[str],
+        publish: Callable[[], None],
+        crew: Crew | None = None,
     ):
+        self.publish = publish
         self.recipe, self.folder, self.stages, self.base = recipe, folder, stages, base
-        self.progress, self.deadline = progress, deadline
+        self.progress, self.deadline, self.crew = progress, deadline, crew
         self.command = list(command or sys.argv)
         self.started = time.monotonic()
-        self.next_report = self.started
+        self.next_report = self.next_publication = self.started
         self.hashes = FileHashes(folder.root / ".hashes.json")
         self.states = {stage.name: read_state(folder, stage.name) for stage in stages}
+        self.trackers = Trackers(recipe, folder.root, progress.say)
         self.ran: set[str] = set()
         self.report_failed = False
         self.is_forecast = False
         self.forecast: Forecast | None = None
+        self.stop = StopRequest()
 
     def run(self, selected: Sequence[Stage]) -> Json:
-        """Runs the selected stages and returns the summary."""
+        """Runs the selected stages and returns the summary.
+
+        Raises:
+            Interrupted: a signal stopped it.
+        """
+        try:
+            return self._run(selected)
+        except KeyboardInterrupt as error:
+            raise self._interrupted("between two stages") from error
+
+    def _run(self, selected: Sequence[Stage]) -> Json:
         self._save_recipe()
-        for number, stage in enumerate(selected):
-            reason = stage.off(self.recipe)
-            if reason:
-                self._retire(stage, reason)
-            else:
-                self._settle(stage, selected[number:])
+        finished = False
+        try:
+            for number, stage in enumerate(selected):
+                reason = stage.off(self.recipe)
+                if reason:
+                    self._retire(stage, reason)
+                else:
+                    self._settle(stage, selected[number:])
+            finished = True
+        finally:
+            self.trackers.finish(finished)
         result = self._finish()
         self.hashes.save()
         return result
+
+    def _interrupted(self, where: str) -> Interrupted:
+        return Interrupted(where, self.stop.signal or signal.SIGINT)
 
     def _save_recipe(self) -> None:
         path, text = self.folder.recipe_path, to_toml(self.recipe)
@@ -202,7 +255,7 @@ class _Run:
             self.progress.say(f"{stage.name}: unchanged, skipped")
             return
         if self._can_resume(stage, state, ingredients):
-            self.progress.say(f"{stage.name}: goes on from its last checkpoint")
+            self.progress.say(f"{stage.name}: had not finished; its last checkpoint is looked for")
         else:
             self._clear(stage)
             self.progress.say(f"{stage.name}: {reason}")
@@ -272,7 +325,7 @@ class _Run:
             return False
         checkpoints = self.folder.stage_path(stage.name) / "checkpoints"
         unfinished = not state.done or state.shortened
-        return unfinished and checkpoints.is_dir() and any(checkpoints.iterdir())
+        return unfinished and any(checkpoints.glob("[!.]*"))
 
     def _clear(self, stage: Stage) -> None:
         """Removes the artifacts that the stage had recorded, then its folder."""
@@ -314,10 +367,11 @@ class _Run:
         self._record(stage, state)
         start = time.monotonic()
         memory.start_peak()
-        deadline = Deadline(seconds)
+        together = self.crew if stage.together else None
+        deadline = Deadline(seconds) if together is None else together.deadline(seconds)
         watch = OnlineWatch(stage.name, self.recipe.health, self.progress.say)
         with self._told_errors(stage, state, watch):
-            result = self._call(stage, deadline, watch)
+            result = self._call(stage, deadline, watch, seconds)
             outputs = self._outputs(stage)
         section, told = split_result(plain(result))
         state = replace(
@@ -336,8 +390,12 @@ class _Run:
         self.progress.say(f"{stage.name}: done in {used}")
         self._write_results()
 
-    def _call(self, stage: Stage, deadline: Deadline, watch: OnlineWatch) -> Any:
-        log = MetricsLog(stage.name, self.folder.stage(stage.name), observer=watch)
+    def _call(
+        self, stage: Stage, deadline: Deadline, watch: OnlineWatch, seconds: float | None
+    ) -> Any:
+        crew = self.crew if stage.together else None
+        observer = self.trackers.of(stage.name, then=watch)
+        log = MetricsLog(stage.name, self.folder.stage(stage.name), observer=observer)
         context = StageContext(
             recipe=self.recipe,
             folder=self.folder,
@@ -345,11 +403,17 @@ class _Run:
             log=log,
             progress=self.progress,
             deadline=deadline,
+            stop=self.stop if crew is None else crew.stop(self.stop),
             refresh_report=self._refresh_report_now_and_then,
+            publish=self.publish,
             open_renderer=self._open_renderer,
         )
         try:
-            return stage.load()(context)
+            if crew is None:
+                return stage.load()(context)
+            with crew.explained():
+                crew.start(stage, seconds)
+                return stage.load()(context)
         finally:
             log.close()
 
@@ -362,6 +426,7 @@ class _Run:
         self.folder.stage(stage.name)
         write_state(self.folder, stage.name, state)
         self.states[stage.name] = state
+        self.publish()
 
     def _outputs(self, stage: Stage) -> dict[str, str]:
         """Hashes of what the stage made, without what a later stage that is on will make."""
@@ -388,9 +453,7 @@ class _Run:
         try:
             yield
         except KeyboardInterrupt as error:
-            raise Interrupted(
-                f"stopped in stage {stage.name}; the same command goes on from there"
-            ) from error
+            raise self._interrupted(f"in stage {stage.name}") from error
         except Exception as error:
             told = _told(error, stage, self.folder)
             with suppress(AmenableError):
@@ -469,6 +532,9 @@ class _Run:
         if time.monotonic() >= self.next_report:
             self._refresh_report()
             self.next_report = time.monotonic() + _SECONDS_BETWEEN_REPORTS
+            if time.monotonic() >= self.next_publication:
+                self.publish()
+                self.next_publication = time.monotonic() + _SECONDS_BETWEEN_PUBLICATIONS
 
     def _refresh_report(self) -> None:
         try:

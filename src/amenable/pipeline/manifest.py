@@ -14,6 +14,7 @@ from pathlib import Path
 
 import amenable
 from amenable.artifacts import Json
+from amenable.masking import without_secrets
 from amenable.pipeline.state import StageState
 
 _PACKAGES = (
@@ -43,7 +44,7 @@ def manifest(
     """
     return {
         "schema_version": 1,
-        "command": command,
+        "command": [without_secrets(word) for word in command],
         "amenable": {"version": amenable.__version__, "git_commit": git_commit()},
         "versions": versions(),
         "hardware": hardware(),

@@ -16,6 +16,7 @@ from amenable.config.recipe import Recipe
 from amenable.config.rewards import is_folder, kind_of, outside_sources, reward_parts
 from amenable.data.reading.sources import Source, find_sources, hub_name
 from amenable.errors import DataError, ModelError, RecipeError
+from amenable.trackers import check_trackers
 
 if TYPE_CHECKING:
     from amenable.plan.forecast import Forecast
@@ -38,12 +39,14 @@ def check_inputs(recipe: Recipe) -> None:
         DataError: a data file is missing or empty.
         RecipeError: `format`, `reader`, a reward or the judge names nothing that exists, or a token
             is not set.
+        UsageError: the package of a tracker is not installed.
         ModelError: `policy.reward` looks like a path and is no model folder, or the package that
             `model.quantise` needs is not installed.
     """
     from amenable.data.reading.custom import load_function
     from amenable.models.check import check_quantiser
 
+    check_trackers(recipe.trackers)
     check_quantiser(recipe.model.quantise)
     for key in _DATA_KEYS:
         _check_source(getattr(recipe.data, key), f"data.{key}")

@@ -58,6 +58,9 @@ class Stage:
     may_make: tuple[str, ...] = ()
     """Artifacts that it leaves behind for some recipes."""
 
+    together: bool = False
+    """Several ranks compute it together; else rank 0 does alone."""
+
     time_share: float
     """Its part of a time budget, relative to the other stages."""
 
@@ -150,6 +153,7 @@ STAGES: tuple[Stage, ...] = (
         reads=("data/demonstrations.*.jsonl",),
         makes=("models/sft",),
         may_make=_logs("sft"),
+        together=True,
         time_share=12,
         off=_sft_off,
     ),
@@ -162,6 +166,7 @@ STAGES: tuple[Stage, ...] = (
         reads=("data/prompts.*.jsonl", "models/sft/*"),
         makes=("data/preferences.*.jsonl",),
         may_make=(*_logs("collect"), "stages/collect/*.json"),
+        together=True,
         time_share=10,
         off=_collect_off,
     ),
@@ -174,6 +179,7 @@ STAGES: tuple[Stage, ...] = (
         reads=("data/preferences.*.jsonl", "data/demonstrations.*.jsonl", "models/sft/*"),
         makes=("models/reward", "stages/reward/report.json"),
         may_make=_logs("reward"),
+        together=True,
         time_share=12,
         off=_reward_off,
     ),
@@ -200,6 +206,7 @@ STAGES: tuple[Stage, ...] = (
         ),
         makes=("models/tuned",),
         may_make=(*_logs("policy"), "stages/policy/*.json"),
+        together=True,
         time_share=44,
         off=_policy_off,
     ),
@@ -212,6 +219,7 @@ STAGES: tuple[Stage, ...] = (
         reads=("data/*.test.jsonl", "models/*"),
         makes=("stages/evaluate/completions.jsonl",),
         may_make=(*_logs("evaluate"), "stages/evaluate/*.json"),
+        together=True,
         time_share=18,
         off=_evaluate_off,
     ),

@@ -210,7 +210,10 @@ class Budget:
         return self.shape.parameters * self.dtype.itemsize
 
     def disk(self, names: Sequence[str]) -> dict[str, float]:
-        """Bytes of each stage's checkpoint and export; both are written aside, then renamed."""
+        """Bytes of each stage's checkpoints, as many as stay, and of its export.
+
+        Another one is written aside before the oldest goes.
+        """
         adapter = self.trained * _FLOAT if self.lora else 0
         critic = self._critic
         checkpoints = {
@@ -224,7 +227,8 @@ class Budget:
         found = {}
         for name in names:
             if name in exported:
-                found[f"stages/{name}/checkpoints"] = float(checkpoints[name])
+                stay = self.recipe.checkpoint.keep_last
+                found[f"stages/{name}/checkpoints"] = float(checkpoints[name] * stay)
                 weights = self.shape.trunk if name == "reward" else self.shape.parameters
                 found[exported[name]] = weights * self.dtype.itemsize + adapter
         return found

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +14,7 @@ from amenable.data.row_file import open_prompts
 from amenable.data.schemas import Prompt
 from amenable.errors import StageError
 from amenable.models.build import Foundation
+from amenable.ranks.group import rank
 from amenable.rollout.annotators import Annotator, Shown, open_annotator
 from amenable.rollout.transformers_engine import engine_for
 from amenable.rollout.types import Request, Sampling
@@ -28,10 +29,14 @@ _PROMPTS_BETWEEN_LOOKS = 64  # at the clock, where there is a time budget
 
 
 def run(ctx: StageContext) -> dict[str, Any]:
-    """The `collect` stage: prompts to `data/preferences.*.jsonl`."""
+    """The `collect` stage: prompts to `data/preferences.*.jsonl`.
+
+    Of several ranks all sample, and the first has the choices made.
+    """
     recipe, data = ctx.recipe, ctx.folder.data
-    annotator = open_annotator(ctx)
-    ctx.progress.say(f"collect: {annotator.describe()}")
+    annotator = open_annotator(ctx) if rank() == 0 else None
+    if annotator is not None:
+        ctx.progress.say(f"collect: {annotator.describe()}")
     prompts = open_prompts(data / "prompts.collect.jsonl")
     held_out = open_prompts(data / "prompts.test.jsonl")
     validation = min(recipe.data.validation_rows, len(prompts) // 4)
@@ -41,9 +46,19 @@ def run(ctx: StageContext) -> dict[str, Any]:
         "test": held_out,
     }
     pairs = sample_pairs(ctx, _interleaved(list(splits.values())))
+    return {} if annotator is None else _chosen(ctx, annotator, splits, pairs)
+
+
+def _chosen(
+    ctx: StageContext,
+    annotator: Annotator,
+    splits: Mapping[str, Sequence[Prompt]],
+    pairs: Mapping[str, tuple[str, str]],
+) -> dict[str, Any]:
+    """The annotator chooses between the samples of each prompt; the rows are written."""
     counts = {
         split: write_choices(
-            data / f"preferences.{split}.jsonl",
+            ctx.folder.data / f"preferences.{split}.jsonl",
             annotator,
             [(prompt, *pairs[prompt.id]) for prompt in own if prompt.id in pairs],
         )
@@ -63,7 +78,7 @@ def run(ctx: StageContext) -> dict[str, Any]:
     return {
         "pairs": counts,
         "equal_samples": same,
-        "simulated": recipe.collect.annotator == "simulated",
+        "simulated": ctx.recipe.collect.annotator == "simulated",
         "annotator": annotator.describe(),
         **annotator.figures(),
     }

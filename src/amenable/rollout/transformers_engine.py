@@ -20,6 +20,8 @@ from transformers.cache_utils import Cache
 
 from amenable.data.collate import micro_batches
 from amenable.models.packed_attention import attends_plainly
+from amenable.ranks import sharding
+from amenable.ranks.group import gathered, own_slice
 from amenable.rollout.lean_llama import LeanLlama, is_lean
 from amenable.rollout.prefix_cache import CacheShape, PrefixCache, attending
 from amenable.rollout.types import Request, Rollout, Sampling, uniform_noise
@@ -62,7 +64,8 @@ class TransformersEngine:
         self.dtype = dtype
         self._batch_size = batch_size
         self._role = role
-        self._shares_prompts = attends_plainly(model)
+        # a shared cache and the lean pass read in float32
+        self._shares_prompts = attends_plainly(model) and dtype is not torch.float64
         self._lean: LeanLlama | None = None
 
     @torch.no_grad()
@@ -72,7 +75,20 @@ class TransformersEngine:
         sampling: Sampling,
         on_progress: Callable[[int], None] | None = None,
     ) -> list[Rollout]:
-        """Roll-outs in the order of the requests."""
+        """Roll-outs in the order of the requests; several ranks sample a part of them each."""
+        own = requests[own_slice(len(requests))]
+        rollouts = self._generate(own, sampling, on_progress) if own else []
+        found = [rollout for part in gathered(rollouts) for rollout in part]
+        if on_progress is not None and len(found) > len(own):
+            on_progress(len(found) - len(own))
+        return found
+
+    def _generate(
+        self,
+        requests: Sequence[Request],
+        sampling: Sampling,
+        on_progress: Callable[[int], None] | None,
+    ) -> list[Rollout]:
         waiting, rollouts = _by_length(requests), _Unfinished(requests, sampling, self.eos_ids)
         decoding: Decoding | None = None
         with self.running():
@@ -105,7 +121,7 @@ class TransformersEngine:
         )
         if self._role is not None:
             precision = self._role.active()
-        elif is_lean(self.model):
+        elif is_lean(self.model) and self.dtype is not torch.float64:
             self._lean = LeanLlama(self.model, self.dtype)
         try:
             with precision:
@@ -219,7 +235,8 @@ class TransformersEngine:
             use_cache=True,
             logits_to_keep=1,
         )
-        return cast(Tensor, output.logits[:, -1].float())
+        logits = cast(Tensor, output.logits[:, -1])
+        return logits if logits.dtype is torch.float64 else logits.float()
 
 
 class _Encoded(NamedTuple):
@@ -370,7 +387,8 @@ class RolloutCopy:
     Adapters cost a decode step two extra products a layer; merging them into the shared base
     would change the base. So the base is copied once, and before each roll-out the adapted
     layers of the copy are overwritten with W + scale · B A. A role with weights of its own rolls
-    out with these, and one on a quantised base as it is: merged weights would have to be whole.
+    out with these, and one on a quantised base as it is: merged weights would have to be whole. Of
+    sharded weights each rank has a whole copy in the compute precision, gathered anew.
 
     Args:
         role: who samples.
@@ -385,10 +403,13 @@ class RolloutCopy:
         from amenable.models.quantised import is_quantised
 
         self.role = role
+        self._gathered = role.sharded
         self._merged = merged and isinstance(role.model, PeftModel) and not is_quantised(role.plain)
         if self._merged:
             self.model = _without_adapters(deepcopy(role.plain))
             self._targets = dict(self.model.named_modules())
+        elif self._gathered:
+            self.model = _empty_like(role.plain, role.dtype)
         else:
             self.model = role.plain
 
@@ -403,6 +424,11 @@ class RolloutCopy:
             with torch.no_grad():
                 for name, weight in merged_weights(role.model, role.adapter):
                     cast(Any, self._targets[name]).weight.copy_(weight)
+        elif self._gathered:
+            copied = dict(self.model.named_parameters())
+            with torch.no_grad():
+                for name, parameter in role.plain.named_parameters():
+                    copied[name].copy_(sharding.whole(parameter.detach()))
         return self.model
 
     def engine(self, renderer: Renderer) -> TransformersEngine:
@@ -412,8 +438,21 @@ class RolloutCopy:
             eos_ids=renderer.eos_ids,
             pad_id=renderer.pad_id,
             dtype=self.role.dtype,
-            role=None if self._merged else self.role,
+            role=None if self._merged or self._gathered else self.role,
         )
+
+
+def _empty_like(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
+    """A whole model of the same shape, whose weights are yet to come."""
+    from copy import deepcopy
+
+    from transformers import AutoModelForCausalLM
+
+    made: PreTrainedModel = AutoModelForCausalLM.from_config(deepcopy(model.config), dtype=dtype)
+    made.requires_grad_(False)
+    torch.nn.Module.to(made, model.device)
+    made.eval()
+    return made
 
 
 def _without_adapters(model: PreTrainedModel) -> PreTrainedModel:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from amenable.losses.likelihood import cross_entropy
 from amenable.losses.selection import best_of_n
+from amenable.ranks import group as ranks
 from amenable.train.experience import MicroBatch, Minibatches
 from amenable.train.loop import Metrics, Optimizer, add_gradient
 from amenable.train.on_policy import run_on_policy
@@ -53,8 +54,10 @@ class BestOfNLearner:
                 micros = minibatches[index]
                 masks = [best_tokens(micro) for micro in micros]
                 count = sum(int(mask.sum()) for mask in masks)
-                for micro, mask in zip(micros, masks, strict=True):
-                    loss += self._gradient(micro, mask, count) * count
+                own, parts = 0.0, list(zip(micros, masks, strict=True))
+                for (micro, mask), counts in self._policy.turns(parts, [m.owner for m in micros]):
+                    own += self._gradient(micro, mask, count, counts)
+                loss += ranks.summed(own)[0] * count
                 norms.append(self._optimizer.step(rate))
                 tokens += count
         best = [
@@ -72,10 +75,10 @@ class BestOfNLearner:
             "undone_steps": float(self._optimizer.undone),
         }
 
-    def _gradient(self, micro: MicroBatch, mask: Tensor, tokens: int) -> float:
+    def _gradient(self, micro: MicroBatch, mask: Tensor, tokens: int, counts: bool) -> float:
         temperature, say = self._config.temperature, self._ctx.progress.say
         logprobs = self._policy.logprobs(micro.batch, temperature=temperature).logprobs
-        losses = cross_entropy(logprobs, micro.batch.mask)
+        losses = counts * cross_entropy(logprobs, micro.batch.mask)
         return add_gradient(
             losses,
             mask,

@@ -66,7 +66,11 @@ class MicroBatch:
     token_scores: Tensor | None
     """[N, C] the part of the scores that rewards give to single tokens, where one does."""
     states: CompletionStates | None
-    """Of the reward model, where it is a role of this run."""
+    """Of the reward model, where it is a role of this run; on the rank that owns the batch."""
+    disagreement: Tensor | None = None
+    """[N] spread of the reward model's heads, where it has several."""
+    owner: int = 0
+    """The rank that makes the passes over it, in every sweep."""
 
     @property
     def kl(self) -> Tensor:
@@ -77,6 +81,12 @@ class MicroBatch:
     def sequence_kl(self) -> Tensor:
         """[N] nats, summed over real tokens."""
         return sequence_kl(self.kl, self.batch.mask)
+
+    @property
+    def measured(self) -> list[Tensor]:
+        """What its owner finds and every rank needs."""
+        found = [self.logprobs, self.ref_logprobs, self.entropy, self.scores]
+        return found if self.disagreement is None else [*found, self.disagreement]
 
     def groups(self) -> list[slice]:
         """The places of each prompt's completions, which stand side by side."""

@@ -1,4 +1,4 @@
-"""What training stages share: optimizer steps, schedules, checkpoints, and the supervised loop.
+"""What training stages share: optimizer steps, schedules, and the supervised loop.
 
 The loop knows no algorithm. Losses arrive unreduced and are reduced here, over the real
 entries of the *whole* batch, so that accumulating 8 × 1 equals 1 × 8.
@@ -9,16 +9,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol, cast
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from amenable.artifacts import atomic_dir, read_json, write_json
 from amenable.data.collate import seeded_epochs
 from amenable.errors import NumericsError
+from amenable.ranks import group as ranks
+from amenable.ranks.sharding import is_sharded, laid_out_as, own_part
+from amenable.train.checkpoints import Checkpoints, restored
 
 if TYPE_CHECKING:
     from amenable.artifacts import StageContext
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 Metrics = dict[str, float]
 
+_CLIP_EPS = 1e-6  # as torch.nn.utils has it
 _MOST_UNDONE = 3  # steps one after the other; then training has broken down
 
 
@@ -57,7 +58,7 @@ class Optimizer:
     as they were.
 
     Args:
-        parameters: float32.
+        parameters: float32, or float64.
         eps: Adam's; 1e-5 in reinforcement learning (peers' practice).
         weight_decay: decoupled.
         max_grad_norm: global norm that gradients are scaled down to.
@@ -74,10 +75,15 @@ class Optimizer:
         self._parameters = list(parameters)
         self._max_grad_norm = max_grad_norm
         self._undone_in_a_row = 0
+        self._steps = 0
         self.undone = 0
         """Steps left out, as their gradient was not finite."""
+        sharded = [p for p in self._parameters if is_sharded(p)]
+        plain = [p for p in self._parameters if not is_sharded(p)]
+        if [*map(id, sharded), *map(id, plain)] != [*map(id, self._parameters)]:
+            raise ValueError("sharded parameters come first")
         self._adam = torch.optim.AdamW(
-            self._parameters,
+            [{"params": own} for own in (sharded, plain) if own],  # one kernel cannot take both
             lr=0.0,
             betas=(0.9, 0.999),
             eps=eps,
@@ -88,12 +94,16 @@ class Optimizer:
     def step(self, rate: float) -> float:
         """Apply the gathered gradients with learning rate `rate`; return their norm, unclipped.
 
+        Of several ranks each takes the same step, on the sum of their gradients; whether their
+        weights are still the same is looked at after the 1st, 2nd, 4th, … step of a process.
         Where the norm is not finite, weights and moments are left as they were.
 
         Raises:
-            NumericsError: the norm was not finite three times in a row.
+            NumericsError: the norm was not finite three times in a row, or the weights of a rank
+                are no longer those of the others.
         """
-        norm = float(nn.utils.clip_grad_norm_(self._parameters, self._max_grad_norm))
+        ranks.sum_gradients(self._parameters)
+        norm = clip_gradients(self._parameters, self._max_grad_norm)
         if not math.isfinite(norm):
             self._undo(norm)
             return norm
@@ -102,6 +112,9 @@ class Optimizer:
             group["lr"] = rate
         self._adam.step()
         self._adam.zero_grad(set_to_none=True)
+        self._steps += 1
+        if self._steps.bit_count() == 1:
+            ranks.check_replicas(self._parameters, f"after step {self._steps}")
         return norm
 
     def _undo(self, norm: float) -> None:
@@ -132,8 +145,34 @@ class Optimizer:
                 continue
             index, key = name.split(".", 1)
             entries.setdefault(int(index), {})[key] = value
+        for number, parameter in enumerate(self._parameters):
+            for key, value in entries.get(number, {}).items():
+                if value.shape == parameter.shape:
+                    entries[number][key] = laid_out_as(value, parameter)
         groups = self._adam.state_dict()["param_groups"]
         self._adam.load_state_dict({"state": entries, "param_groups": groups})
+
+
+def clip_gradients(parameters: Sequence[nn.Parameter], most: float) -> float:
+    """Scale gradients down to a global norm, in place; returns what it was.
+
+    Args:
+        parameters: whole, or sharded and called by all ranks.
+        most: norm allowed.
+    """
+    known = [p for p in parameters if p.grad is not None]
+    sharded = [own_part(cast(Tensor, p.grad)) for p in known if is_sharded(p)]
+    if not sharded:
+        return float(nn.utils.clip_grad_norm_(known, most))
+    plain = [cast(Tensor, p.grad) for p in known if not is_sharded(p)]
+    square = torch.zeros((), dtype=torch.float64, device=sharded[0].device)
+    for part in sharded:
+        square += part.double().square().sum()
+    ranks.add_up([square], "gradients")
+    norm = float((square + sum(grad.double().square().sum() for grad in plain)).sqrt())
+    for grad in (*sharded, *plain):
+        grad.mul_(min(1.0, most / (norm + _CLIP_EPS)))
+    return norm
 
 
 def add_gradient(
@@ -162,24 +201,6 @@ def add_gradient(
         for row in broken.view(len(broken), -1).any(1).nonzero()[:, 0].tolist():
             blame(row)
     return loss
-
-
-def save_checkpoint(
-    path: Path, tensors: dict[str, dict[str, Tensor]], numbers: dict[str, Any]
-) -> None:
-    """Write named groups of tensors and a JSON object, whole or not at all."""
-    with atomic_dir(path) as folder:
-        for name, group in tensors.items():
-            save_file({k: v.contiguous() for k, v in group.items()}, folder / f"{name}.safetensors")
-        write_json(folder / "numbers.json", {"tensors": sorted(tensors), **numbers})
-
-
-def load_checkpoint(path: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]] | None:
-    """What `save_checkpoint` wrote, or None if there is none."""
-    if not (path / "numbers.json").is_file():
-        return None
-    numbers: dict[str, Any] = read_json(path / "numbers.json")
-    return {name: load_file(path / f"{name}.safetensors") for name in numbers["tensors"]}, numbers
 
 
 class SupervisedConfig(Protocol):
@@ -251,6 +272,7 @@ def train_supervised(
     gradient: Callable[[Sequence[int]], Metrics],
     evaluate: Callable[[], Metrics],
     loss_name: str,
+    checkpoints: Checkpoints | None = None,
 ) -> SupervisedResult:
     """Train a role on rows in seeded order and leave it with the weights of its best evaluation.
 
@@ -265,6 +287,10 @@ def train_supervised(
         gradient: adds the gradient of a batch of row numbers; returns its metrics.
         evaluate: metrics of the validation rows; `eval_` + `loss_name` chooses the best.
         loss_name: name of the loss among the metrics.
+        checkpoints: of the stage, where they are open already.
+
+    Raises:
+        KeyboardInterrupt: `ctx.stop` was asked; a checkpoint of the last step is written.
     """
     batches = planned_batches(rows, config, ctx.recipe.seed)
     steps = len(batches)
@@ -278,9 +304,13 @@ def train_supervised(
         weight_decay=config.weight_decay,
         max_grad_norm=config.max_grad_norm,
     )
-    progress = _SupervisedProgress(ctx, role, optimizer, loss_name)
-    with ctx.progress.track(steps, ctx.stage) as bar:
+    checkpoints = checkpoints or Checkpoints(ctx)
+    progress = _SupervisedProgress(ctx, role, optimizer, loss_name, checkpoints)
+    with ctx.stop.held_up(), ctx.progress.track(steps, ctx.stage) as bar:
+        progress.resume(steps)
         bar.advance(progress.step)
+        if progress.step in marks and not progress.evaluated:
+            progress.evaluate(evaluate())
         for step in range(progress.step, steps):
             rate = learning_rate(step, steps, config.learning_rate, config.warmup_fraction)
             metrics = gradient(batches[step])
@@ -289,12 +319,16 @@ def train_supervised(
             ctx.log.write(
                 step + 1, **metrics, learning_rate=rate, grad_norm=norm, undone_steps=undone
             )
+            progress.count(metrics[loss_name])
             bar.advance(1, loss=metrics[loss_name])
-            if math.isfinite(metrics[loss_name]):
-                progress.losses.append(metrics[loss_name])
+            if ctx.stop.asked:
+                progress.save()
+                ctx.stop.obey()
             stop = ctx.deadline.exceeded()
             if step + 1 in marks or stop:
-                progress.mark(step + 1, evaluate())
+                progress.evaluate(evaluate())
+            elif checkpoints.due():
+                progress.save()
             if stop:
                 ctx.progress.say(f"{ctx.stage}: time is up after {step + 1} of {steps} steps")
                 break
@@ -302,47 +336,77 @@ def train_supervised(
 
 
 class _SupervisedProgress:
-    """Losses so far and the best weights, on disk at every evaluation."""
+    """Losses so far and the best weights, as checkpoints hold them."""
 
-    def __init__(self, ctx: StageContext, role: Role, optimizer: Optimizer, loss_name: str) -> None:
+    def __init__(
+        self,
+        ctx: StageContext,
+        role: Role,
+        optimizer: Optimizer,
+        loss_name: str,
+        checkpoints: Checkpoints,
+    ) -> None:
         self._ctx, self._role, self._optimizer = ctx, role, optimizer
-        self._watched = f"eval_{loss_name}"
-        self._path = ctx.out / "checkpoints" / "last"
+        self._watched, self._checkpoints = f"eval_{loss_name}", checkpoints
         self._best: dict[str, Tensor] | None = None
         self._best_loss = math.inf
         self.step = 0
-        self.losses: list[float] = []
-        saved = load_checkpoint(self._path)
+        self.evaluated = True
+        """Whether the evaluation of this step, if it has one, is done."""
+        self._losses: list[float] = []
+
+    def resume(self, steps: int) -> None:
+        """Go on from the last checkpoint, and say of which step of how many it is."""
+        saved = self._checkpoints.read()
         if saved is not None:
             tensors, numbers = saved
-            role.load_state(tensors["weights"])
-            optimizer.load_state(tensors["optimizer"])
+            self._role.load_state(tensors["weights"])
+            self._optimizer.load_state(tensors["optimizer"])
             best = numbers["best_loss"]  # null: no evaluation was finite
-            self._best, self._best_loss = tensors["best"], math.inf if best is None else best
-            self.step, self.losses = numbers["step"], numbers["losses"]
-            ctx.progress.say(f"{ctx.stage}: resumed after step {self.step}")
-        ctx.log.truncate(self.step)
+            self._best, self._best_loss = tensors.get("best"), math.inf if best is None else best
+            self.step, self._losses = numbers["step"], numbers["losses"]
+            self.evaluated = numbers["evaluated"]
+            where = f"{self._ctx.stage}: step {self.step} of {steps}"
+            self._ctx.progress.say(restored(where, tensors, "losses, logs", self.step == steps))
+        self._ctx.log.truncate(self.step)
 
-    def mark(self, step: int, metrics: Metrics) -> None:
+    def count(self, loss: float) -> None:
+        """One more step."""
+        self.step, self.evaluated = self.step + 1, False
+        if math.isfinite(loss):
+            self._losses.append(loss)
+
+    def evaluate(self, metrics: Metrics) -> None:
         """Record an evaluation; keep the weights if it is the best so far."""
-        self._ctx.log.write(step, **metrics)
-        weights = self._role.state()
+        self._ctx.log.write(self.step, **metrics)
         loss = metrics[self._watched] if math.isfinite(metrics[self._watched]) else math.inf
         if loss < self._best_loss or self._best is None:
-            self._best, self._best_loss = weights, loss
-        self.step = step
-        save_checkpoint(
-            self._path,
-            {"weights": weights, "best": self._best, "optimizer": self._optimizer.state()},
-            {"step": step, "best_loss": self._best_loss, "losses": self.losses},
+            self._best, self._best_loss = self._role.state(), loss
+        self.evaluated = True
+        self.save()
+
+    def save(self) -> None:
+        """Write a checkpoint."""
+        tensors = {"weights": self._role.state(), "optimizer": self._optimizer.state()}
+        if self._best is not None:
+            tensors["best"] = self._best
+        self._checkpoints.write(
+            self.step,
+            tensors,
+            {
+                "step": self.step,
+                "evaluated": self.evaluated,
+                "best_loss": self._best_loss,
+                "losses": self._losses,
+            },
         )
 
     def finish(self) -> SupervisedResult:
         """Leave the best weights in the role."""
         if self._best is not None:
             self._role.load_state(self._best)
-        first = self.losses[: max(1, len(self.losses) // 10)]
-        last = self.losses[-len(first) :] if first else []
+        first = self._losses[: max(1, len(self._losses) // 10)]
+        last = self._losses[-len(first) :] if first else []
         return SupervisedResult(
             steps=self.step,
             loss_first=sum(first) / len(first) if first else None,

@@ -24,7 +24,9 @@ from amenable.errors import NumericsError
 from amenable.losses.kto import kto_reference_point
 from amenable.models.build import Foundation
 from amenable.models.export import export_policy
+from amenable.ranks import group as ranks
 from amenable.rollout.transformers_engine import RolloutCopy
+from amenable.train.checkpoints import Checkpoints
 from amenable.train.gate import run_gate
 from amenable.train.loop import Metrics, add_gradient, train_supervised
 from amenable.train.pair_losses import LOSSES, PairLoss, Pairs
@@ -58,7 +60,8 @@ def run(ctx: StageContext) -> dict[str, Any]:
         for split in ("train", "validation")
     }
     _say_left_out(ctx, data["train"], algorithm)
-    fresh = not (ctx.out / "checkpoints" / "last").is_dir()
+    checkpoints = Checkpoints(ctx)
+    fresh = checkpoints.step is None
     start, pad_id = FrozenStart(ctx, foundation), foundation.renderer.pad_id
     role = foundation.role("policy", start_folder(ctx))
     if fresh and ctx.recipe.policy.gate:
@@ -75,6 +78,7 @@ def run(ctx: StageContext) -> dict[str, Any]:
         gradient=learner.gradient,
         evaluate=learner.evaluate,
         loss_name="loss",
+        checkpoints=checkpoints,
     )
     export_policy(
         role.model,
@@ -162,11 +166,13 @@ class PairLearner:
         point = self._reference_point(groups, ref)
         tally = _Tally(self._row, self._config, point)
         weight = sum(data.weights[row] for row in rows)
-        for part, own in self._parts(rows, groups):
+        for (part, own), counts in self._role.turns(self._parts(rows, groups)):
             pairs = self._forward(data, part, own, self._reference.train, point)
-            losses = self._losses(pairs) * self._weights(data, part)
+            losses = counts * self._losses(pairs) * self._weights(data, part)
             tally.loss += add_gradient(losses, None, weight, partial(self._blame, part))
-            tally.add(pairs)
+            if counts:
+                tally.add(pairs)
+        tally.share()
         if self._fresh:
             tally.check_start()
             self._fresh = False
@@ -179,11 +185,13 @@ class PairLearner:
         groups = list(data.groups)
         point = self._reference_point(groups, self._reference.mismatched_validation)
         tally = _Tally(self._row, self._config, point)
-        for part, own in self._parts(range(len(data)), groups):
+        for (part, own), counts in self._role.turns(self._parts(range(len(data)), groups)):
             pairs = self._forward(data, part, own, self._reference.validation, point)
-            losses = self._losses(pairs) * self._weights(data, part)
+            losses = counts * self._losses(pairs) * self._weights(data, part)
             tally.loss += float(losses.sum()) / sum(data.weights)
-            tally.add(pairs)
+            if counts:
+                tally.add(pairs)
+        tally.share()
         metrics = tally.metrics()
         found: Metrics = {"eval_loss": metrics["loss"]}
         return found | ({"eval_accuracy": metrics["accuracy"]} if "accuracy" in metrics else {})
@@ -247,9 +255,7 @@ class _Tally:
         self._row, self._config, self._point = row, config, point
         self.loss = 0.0
         self._tokens = 0
-        self._nll: list[Tensor] = []
-        self._four: list[Tensor] = []
-        self._rewards: list[Tensor] = []
+        self._seen: list[Tensor] = []  # [7, decided pairs] of each micro-batch
         self._worst = torch.zeros(())
 
     def add(self, pairs: Pairs) -> None:
@@ -261,10 +267,17 @@ class _Tally:
         scale = self._row.reward_scale(self._config)
         rewards = scale * ((policy - ref) if self._row.reference else policy / tokens)
         self._tokens += int(tokens.sum())
-        self._nll.append(pairs.chosen_nll.detach()[decided].cpu())
-        self._four.append(four[:, decided].cpu())
-        self._rewards.append(rewards[:, decided].cpu())
+        seen = torch.cat([rewards, four, pairs.chosen_nll.detach()[None]])
+        self._seen.append(seen[:, decided].cpu())
         self._worst = torch.maximum(self._worst, (policy - ref).abs().max().cpu())
+
+    def share(self) -> None:
+        """Take in what the other ranks have seen of the batch."""
+        everybodys = ranks.gathered((self.loss, self._tokens, self._worst, self._seen))
+        self.loss = sum(loss for loss, _, _, _ in everybodys)
+        self._tokens = sum(tokens for _, tokens, _, _ in everybodys)
+        self._worst = torch.stack([worst.double() for _, _, worst, _ in everybodys]).max()
+        self._seen = [seen for _, _, _, own in everybodys for seen in own]
 
     def check_start(self) -> None:
         """Raises NumericsError unless policy and reference agree, as they must at step 0."""
@@ -282,10 +295,10 @@ class _Tally:
         found: Metrics = {"loss": self.loss, "tokens": float(self._tokens)}
         if self._row.mismatched:
             found |= {"reference_point": float(self._point)}
-        chosen, rejected = torch.cat(self._rewards, dim=1)
+        seen = torch.cat(self._seen, dim=1)
+        chosen, rejected, policy_chosen, policy_rejected, ref_chosen, _, nll = seen
         if not len(chosen):
             return found
-        policy_chosen, policy_rejected, ref_chosen, _ = torch.cat(self._four, dim=1)
         margin = chosen - rejected
         found |= {
             "accuracy": float(((margin > 0).float() + 0.5 * (margin == 0).float()).mean()),
@@ -294,7 +307,7 @@ class _Tally:
             "rejected_reward": float(rejected.mean()),
             "chosen_logprob": float(policy_chosen.mean()),
             "rejected_logprob": float(policy_rejected.mean()),
-            "chosen_nll": float(torch.cat(self._nll).mean()),
+            "chosen_nll": float(nll.mean()),
         }
         if self._row.reference:
             found |= {"log_ratio": float((policy_chosen - ref_chosen).mean())}

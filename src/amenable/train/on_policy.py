@@ -7,24 +7,30 @@ Shapes: N completions and C tokens of a micro-batch.
 from __future__ import annotations
 
 import math
+import random
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Protocol
 
+import numpy as np
 import torch
 
 from amenable.algorithms import ALGORITHMS, kl_placement
 from amenable.artifacts import write_json
 from amenable.config.needs import selects_by
 from amenable.data.annotator import SimulatedAnnotator
-from amenable.data.collate import PromptGroup, collate, seeded_epochs
+from amenable.data.collate import GroupBatch, PromptGroup, collate, seeded_epochs
 from amenable.data.row_file import open_prompts
 from amenable.errors import NumericsError, StageError
 from amenable.models.export import export_policy
+from amenable.models.heads import HeadEnsemble
+from amenable.ranks import group as ranks
 from amenable.rollout.rewards import score_groups
 from amenable.rollout.transformers_engine import RolloutCopy
-from amenable.rollout.types import Request, Sampling
+from amenable.rollout.types import Request, Sampling, uniform_noise
 from amenable.train.best_checkpoint import open_best_checkpoint
+from amenable.train.checkpoints import Checkpoints, restored
 from amenable.train.experience import (
     Episode,
     MicroBatch,
@@ -36,7 +42,7 @@ from amenable.train.experience import (
 )
 from amenable.train.gate import run_gate
 from amenable.train.headroom import report_headroom
-from amenable.train.loop import Metrics, load_checkpoint, save_checkpoint
+from amenable.train.loop import Metrics
 from amenable.train.passes import EXACT
 from amenable.train.penalty import KLController
 from amenable.train.policy_roles import PolicyRoles, open_roles
@@ -117,34 +123,71 @@ class _OnPolicyLoop:
         self._best = open_best_checkpoint(ctx, roles, self._copy, self._gold)
         self._chosen: int | None = None
         self._kl = KLController(config)
-        self._path = ctx.out / "checkpoints" / "last"
+        self._checkpoints = Checkpoints(ctx)
         self._history: list[Metrics] = []
+        self._measured = 0
+        """Updates of the last candidate."""
         self._warned = False
 
     def run(self) -> None:
-        """Every update that is left."""
+        """Every update that is left.
+
+        Raises:
+            KeyboardInterrupt: `ctx.stop` was asked; a checkpoint of the last update is written.
+        """
         ctx, config = self._ctx, self._ctx.recipe.policy
         first = self._resume()
-        if first == 0:
+        if first is None:
             self._prepare()
-        with ctx.progress.track(config.updates, "policy") as bar:
+            first = 0
+            if self._checkpoints.due():
+                self._save(first)
+        with ctx.stop.held_up(), ctx.progress.track(config.updates, "policy") as bar:
             bar.advance(first)
-            for update in range(first, first if self._too_far() else config.updates):
+            for update in range(first, first if self._ended(first) else config.updates):
                 metrics = self._update(update)
                 self._history.append(metrics)
                 bar.advance(1, reward=metrics["reward"], kl=metrics["kl_loss"])
                 done = update + 1
-                last = done == config.updates or self._too_far() or ctx.deadline.exceeded()
-                if last or done % config.checkpoint_every == 0:
-                    if self._best is not None:
-                        self._best.measure(done)
+                if ctx.stop.asked:
+                    self._save(done)
+                    ctx.stop.obey()
+                late = not self._ended(done) and ctx.deadline.exceeded()
+                if late or self._is_candidate(done):
+                    self._measure_candidate(done)
+                    self._save(done)
+                elif self._checkpoints.due():
                     self._save(done)
                 ctx.refresh_report()
-                if last:
+                if late or self._ended(done):
                     self._say_why_it_ended(done)
                     break
         if self._best is not None:
             self._chosen = self._best.finish()
+
+    def _ended(self, done: int) -> bool:
+        return done == self._ctx.recipe.policy.updates or self._too_far()
+
+    def _is_candidate(self, done: int) -> bool:
+        """Whether the policy after so many updates may be the one that stays."""
+        return self._ended(done) or done % self._ctx.recipe.policy.checkpoint_every == 0
+
+    def _measure_candidate(self, done: int) -> None:
+        self._seed_rewards("candidate", done)
+        if self._best is not None:
+            self._best.measure(done)
+        self._measured = done
+
+    def _seed_rewards(self, what: str, number: int) -> None:
+        """The generators that all code shares, which nothing here draws from but rewards may.
+
+        Seeded anew each time, they need no place in a checkpoint.
+        """
+        noise = uniform_noise((self._ctx.recipe.seed, "rewards", what, number), 1)
+        seed = int(noise[0] * 2**32)
+        random.seed(seed)
+        np.random.seed(seed)  # noqa: NPY002 - what rewards draw from
+        torch.manual_seed(seed)
 
     def _prepare(self) -> None:
         """Before anything is learnt: the plan, the numerics gate, and what can be gained."""
@@ -169,8 +212,7 @@ class _OnPolicyLoop:
                 self._gold,
                 None if role is None else self._centred,
             )
-        if self._best is not None:
-            self._best.measure(0)
+        self._measure_candidate(0)
 
     def _centred(self, groups: Sequence[PromptGroup]) -> Tensor:
         """The own reward model's scores, 0 at its offset."""
@@ -205,6 +247,7 @@ class _OnPolicyLoop:
         }
 
     def _update(self, update: int) -> Metrics:
+        self._seed_rewards("update", update)
         sampled = self._sample(update)
         kept, failed = self._scorer.judge(sampled, update)
         minibatches = self._measure(self._usable(kept, update), update)
@@ -293,58 +336,81 @@ class _OnPolicyLoop:
             PromptGroup(own[0].rollout.prompt_ids, [e.rollout.completion_ids for e in own])
             for own in grouped
         ]
-        parts = self._roles.policy.split(groups, self._ctx.recipe.policy.micro_batch_tokens)
-        return [
-            self._micro_batch([groups[i] for i in part], [e for i in part for e in grouped[i]])
-            for part in parts
+        roles, reward = self._roles, self._roles.reward_role
+        ensemble = reward is not None and isinstance(reward.head, HeadEnsemble)
+        micros = [
+            _unmeasured(
+                collate([groups[i] for i in part], roles.foundation.renderer.pad_id),
+                [e for i in part for e in grouped[i]],
+                roles.policy,
+                ensemble=ensemble,
+                owner=number % ranks.size(),
+            )
+            for number, part in enumerate(
+                roles.policy.split(groups, self._ctx.recipe.policy.micro_batch_tokens)
+            )
         ]
+        places = range(len(micros))
+        for place, counts in roles.policy.turns(places, [micro.owner for micro in micros]):
+            swept = self._swept(micros[place])
+            if counts:
+                micros[place] = swept
+        ranks.add_up([tensor for micro in micros for tensor in micro.measured])
+        return micros
 
     @torch.no_grad()
-    def _micro_batch(
-        self, groups: Sequence[PromptGroup], episodes: Sequence[Episode]
-    ) -> MicroBatch:
+    def _swept(self, micro: MicroBatch) -> MicroBatch:
         roles, temperature = self._roles, self._ctx.recipe.policy.temperature
-        batch = collate(groups, roles.foundation.renderer.pad_id).to(roles.policy.device)
-        policy = roles.policy.logprobs(batch, temperature=temperature, with_entropy=True)
-        reference = roles.reference.logprobs(batch, temperature=temperature)
+        policy = roles.policy.logprobs(micro.batch, temperature=temperature, with_entropy=True)
+        reference = roles.reference.logprobs(micro.batch, temperature=temperature)
         assert policy.entropy is not None
-        scores, states = self._scorer.raw(batch)
-        return MicroBatch(
-            batch=batch,
-            episodes=tuple(episodes),
+        raw = self._scorer.raw(micro.batch)
+        return replace(
+            micro,
             logprobs=policy.logprobs,
             ref_logprobs=reference.logprobs,
             entropy=policy.entropy,
-            scores=scores,
-            token_scores=None,
-            states=states,
+            scores=raw.scores,
+            disagreement=raw.disagreement,
+            states=raw.states,
         )
 
     def _save(self, done: int) -> None:
         tensors, numbers = self._learner.state()
-        own = {"updates": done, "history": self._history, "kl_coef": self._kl.coef}
+        own = {
+            "updates": done,
+            "measured": self._measured,
+            "history": self._history,
+            "kl_coef": self._kl.coef,
+        }
         best, measured = ({}, []) if self._best is None else self._best.state()
-        save_checkpoint(
-            self._path,
+        self._checkpoints.write(
+            done,
             {"policy": self._roles.policy.state(), **best, **tensors},
             {**own, "rewards": self._scorer.state(), "selection": measured, **numbers},
         )
 
-    def _resume(self) -> int:
-        saved = load_checkpoint(self._path)
+    def _resume(self) -> int | None:
+        """Updates that are done; None: the stage begins."""
+        saved = self._checkpoints.read()
         if saved is None:
             self._ctx.log.truncate(-1)
-            return 0
+            return None
         tensors, numbers = saved
         self._roles.policy.load_state(tensors["policy"])
         self._learner.load_state(tensors, numbers)
         self._scorer.load_state(numbers["rewards"])
         if self._best is not None:
             self._best.load_state(tensors, numbers["selection"])
-        self._history, self._kl.coef = numbers["history"], float(numbers["kl_coef"])
+        self._history = [_with_nan(row) for row in numbers["history"]]
+        self._kl.coef, self._measured = float(numbers["kl_coef"]), int(numbers["measured"])
         done = int(numbers["updates"])
         self._ctx.log.truncate(done - 1)
-        self._ctx.progress.say(f"policy: resumed after update {done}")
+        where = f"policy: update {done} of {self._ctx.recipe.policy.updates}"
+        others = "KL weight, running statistics, figures, logs"
+        self._ctx.progress.say(restored(where, tensors, others, self._ended(done)))
+        if self._measured < done and self._is_candidate(done):  # stopped before it was measured
+            self._measure_candidate(done)
         return done
 
     def _say_why_it_ended(self, done: int) -> None:
@@ -356,6 +422,32 @@ class _OnPolicyLoop:
             )
         elif done < config.updates:
             self._ctx.progress.say(f"policy: time is up after {done} of {config.updates} updates")
+
+
+def _with_nan(row: dict[str, float | None]) -> Metrics:
+    """JSON has no NaN: a checkpoint keeps it as null."""
+    return {name: math.nan if value is None else value for name, value in row.items()}
+
+
+def _unmeasured(
+    batch: GroupBatch, episodes: Sequence[Episode], policy: Role, *, ensemble: bool, owner: int
+) -> MicroBatch:
+    """A micro-batch with zeros for what its owner will find."""
+    batch = batch.to(policy.device)
+    tokens = torch.zeros(batch.mask.shape, dtype=policy.wide, device=policy.device)
+    scores = tokens.new_zeros(len(batch.rows))
+    return MicroBatch(
+        batch=batch,
+        episodes=tuple(episodes),
+        logprobs=tokens,
+        ref_logprobs=tokens.clone(),
+        entropy=tokens.clone(),
+        scores=scores,
+        token_scores=None,
+        states=None,
+        disagreement=scores.clone() if ensemble else None,
+        owner=owner,
+    )
 
 
 def _plan(ctx: StageContext) -> str:

@@ -15,6 +15,7 @@ from torch import Tensor
 from amenable.losses.direct_preference import soft_dpo_loss
 from amenable.losses.likelihood import sequence_logprobs
 from amenable.losses.selection import choice_probabilities, sampled_choices
+from amenable.ranks import group as ranks
 from amenable.rollout.types import uniform_noise
 from amenable.train.experience import MicroBatch, Minibatches
 from amenable.train.loop import Metrics, Optimizer, add_gradient
@@ -53,11 +54,15 @@ class OnlineDPOLearner:
             for index in minibatch_order(len(minibatches), self._ctx.recipe.seed, update, epoch):
                 micros = minibatches[index]
                 count = sum(len(pair_places(micro)) for micro in micros)
-                for micro in micros if count else ():
-                    own_loss, own_correct = self._gradient(micro, update, kl_coef, count, not norms)
-                    loss, correct = loss + own_loss * count, correct + own_correct
-                if count:
-                    norms.append(self._optimizer.step(rate))
+                if not count:
+                    continue
+                found = [0.0, 0.0]
+                for micro, counts in self._policy.turns(micros, [m.owner for m in micros]):
+                    own = self._gradient(micro, update, kl_coef, count * counts, not norms)
+                    found = [a + b for a, b in zip(found, own, strict=True)]
+                own_loss, own_correct = ranks.summed(*found)
+                loss, correct = loss + own_loss * count, correct + own_correct
+                norms.append(self._optimizer.step(rate))
                 pairs += count
         return {
             "policy_loss": loss / max(1, pairs),
@@ -71,12 +76,17 @@ class OnlineDPOLearner:
     def _gradient(
         self, micro: MicroBatch, update: int, beta: float, pairs: int, first: bool
     ) -> tuple[float, float]:
-        """Adds a micro-batch's part; returns its part of the loss, and how many leads are right."""
+        """Adds a micro-batch's part; returns its part of the loss, and how many leads are right.
+
+        Of 0 `pairs` in the whole minibatch nothing is added.
+        """
         places = pair_places(micro)
         logprobs = self._policy.logprobs(micro.batch, temperature=self._config.temperature).logprobs
         if first and "ratio" not in self._config.gate_skip:
             check_ratio(logprobs.detach(), micro)
-        if not len(places):
+        if not (pairs and len(places)):
+            if self._policy.sharded:  # whose other ranks pass backwards as well
+                (0 * logprobs.sum()).backward()
             return 0.0, 0.0
         a, b = places[:, 0], places[:, 1]
         mask = micro.batch.mask

@@ -8,7 +8,6 @@ time budget they may take a quarter of the stage's time; the rest is computed wh
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,7 +29,9 @@ from amenable.errors import DataError
 from amenable.losses.likelihood import sequence_logprobs
 from amenable.models.build import Foundation
 from amenable.models.pull import cache_home
-from amenable.train.loop import load_checkpoint, planned_batches, save_checkpoint
+from amenable.ranks import group as ranks
+from amenable.train.checkpoints import load_checkpoint, save_checkpoint
+from amenable.train.loop import planned_batches
 
 if TYPE_CHECKING:
     from amenable.artifacts import StageContext
@@ -217,7 +218,7 @@ def open_reference(
         return PairReference(torch.zeros(len(train), 2), torch.zeros(len(validation), 2))
     batches = planned_batches(len(train), ctx.recipe.policy.preference, ctx.recipe.seed)
     path = ctx.out / "checkpoints" / "reference"
-    saved = load_checkpoint(path)
+    saved = load_checkpoint(path, ctx.progress.say)
     if saved is None:
         found = _measure(ctx, start.role(), pad_id, data, batches, mismatched_too)
         save_checkpoint(path, {"logprobs": found}, {})
@@ -250,10 +251,13 @@ class _Late:
 @torch.no_grad()
 def all_logprobs(role: Role, groups: Sequence[PromptGroup], pad_id: int, budget: int) -> Tensor:
     """[groups, 2] `pair_logprobs` of any number of pairs, on the CPU."""
-    found = torch.full((len(groups), 2), torch.nan)
-    for part in role.split(groups, budget):
+    found = torch.zeros(len(groups), 2, dtype=role.wide)
+    for part, counts in role.turns(role.split(groups, budget)):
         batch = collate([groups[i] for i in part], pad_id).to(role.device)
-        found[part] = pair_logprobs(role, batch).cpu()
+        logprobs = pair_logprobs(role, batch).cpu()
+        if counts:
+            found[part] = logprobs
+    ranks.add_up([found])
     return found
 
 
@@ -266,20 +270,20 @@ def _measure(
     mismatched_too: bool,
 ) -> dict[str, Tensor]:
     budget = ctx.recipe.policy.preference.micro_batch_tokens
-    end = time.monotonic() + _SHARE * ctx.deadline.remaining_s()
+    time_left = ctx.deadline.part(_SHARE)
 
     def logprobs(groups: Sequence[PromptGroup]) -> Tensor:
         return all_logprobs(role, groups, pad_id, budget)
 
     train, validation = data["train"], data["validation"]
     found = {
-        "train": torch.full((len(train), 2), torch.nan),
+        "train": torch.full((len(train), 2), torch.nan, dtype=role.wide),
         "validation": logprobs(list(validation.groups)),
     }
     elsewhere: list[Tensor] = []
     with ctx.progress.track(len(batches), "policy: reference") as bar:
         for batch in batches:
-            if time.monotonic() > end:
+            if time_left.exceeded():
                 ctx.progress.say("policy: the rest of the reference is computed along the way")
                 break
             groups = [train.groups[row] for row in batch]
@@ -293,7 +297,8 @@ def _measure(
             bar.advance(1)
     if mismatched_too:
         missing = sum(map(len, batches)) - sum(map(len, elsewhere))
-        found["mismatched"] = torch.cat([*elsewhere, torch.full((missing, 2), torch.nan)])
+        unknown = torch.full((missing, 2), torch.nan, dtype=role.wide)
+        found["mismatched"] = torch.cat([*elsewhere, unknown])
         others = mismatched(list(validation.groups))
         if others:
             found["mismatched_validation"] = logprobs(others)

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
+import torch
 from torch import Tensor
 
 from amenable.data.collate import seeded_epochs
@@ -18,6 +19,7 @@ from amenable.errors import NumericsError
 from amenable.losses.aggregation import Aggregation, token_weights
 from amenable.losses.kl import k2, k3, kl_loss
 from amenable.losses.policy import clipped_tokens, ppo_policy_loss, ratios
+from amenable.ranks import group as ranks
 from amenable.train.experience import Episode, MicroBatch, padded, unpadded
 from amenable.train.loop import Metrics, Optimizer, add_gradient, learning_rate
 
@@ -151,10 +153,13 @@ class PolicyPasses:
 
     def _step(self, lessons: Sequence[Lesson], rate: float, kl_coef: float, totals: Totals) -> None:
         weights = lesson_weights(lessons, self._surrogate.aggregation, self._surrogate.length)
-        for lesson, weight in zip(lessons, weights, strict=True):
-            new = self._gradient(lesson, weight, kl_coef, totals)
+        owners = [lesson.micro.owner for lesson in lessons]
+        parts = list(zip(lessons, weights, strict=True))
+        for (lesson, weight), counts in self._role.turns(parts, owners):
+            new = self._gradient(lesson, weight * counts, kl_coef, totals if counts else Totals())
             if not totals.norms and "ratio" not in self._config.gate_skip:
                 check_ratio(new, lesson.micro)
+        totals.share()
         totals.norms.append(self.optimizer.step(rate))
 
     def _gradient(self, lesson: Lesson, weights: Tensor, kl_coef: float, totals: Totals) -> Tensor:
@@ -220,9 +225,13 @@ def check_ratio(logprobs: Tensor, micro: MicroBatch) -> None:
 
 
 class Totals:
-    """Sums over the passes of one update, and their means."""
+    """Sums over the passes of one update, and their means.
+
+    Each rank adds what it sees, and `share` makes it everybody's.
+    """
 
     def __init__(self) -> None:
+        self._own: dict[str, tuple[float, int]] = {}
         self._sums: dict[str, float] = {}
         self._tokens: dict[str, int] = {}
         self._mark = (0.0, 0)
@@ -231,8 +240,19 @@ class Totals:
 
     def add(self, name: str, values: Tensor, mask: Tensor) -> None:
         """Count the real entries of [N, C] values."""
-        self._sums[name] = self._sums.get(name, 0.0) + float(values[mask].float().sum())
-        self._tokens[name] = self._tokens.get(name, 0) + int(mask.sum())
+        total, tokens = self._own.get(name, (0.0, 0))
+        wide = values[mask].to(torch.promote_types(values.dtype, torch.float32))
+        self._own[name] = total + float(wide.sum()), tokens + int(mask.sum())
+
+    def share(self) -> None:
+        """Count what every rank has added since the last time."""
+        everybodys = ranks.gathered((self._own, self.ratio_max))
+        self.ratio_max = max(ratio for _, ratio in everybodys)
+        for own, _ in everybodys:
+            for name, (total, tokens) in own.items():
+                self._sums[name] = self._sums.get(name, 0.0) + total
+                self._tokens[name] = self._tokens.get(name, 0) + tokens
+        self._own = {}
 
     def start_minibatch(self) -> None:
         """Remember where the minibatch begins, for its own approximate KL."""

@@ -24,6 +24,7 @@ from amenable.losses.value import explained_variance, value_loss
 from amenable.models.heads import ScalarHead
 from amenable.models.logprobs import scatter
 from amenable.models.roles import Role
+from amenable.ranks import group as ranks
 from amenable.train.experience import MicroBatch, Minibatches, flat, padded, unpadded
 from amenable.train.loop import Metrics, Optimizer, add_gradient
 from amenable.train.on_policy import run_on_policy
@@ -101,7 +102,8 @@ def make_critic(ctx: StageContext, roles: PolicyRoles) -> Critic:
                 'policy.reward names another reward; set policy.ppo.critic = "adapter"'
             )
         head = ScalarHead.from_weight(torch.zeros_like(reward.scalar_head.mean_weight))
-        role = _HeadOnly(reward.model, reward.adapter, head.to(reward.device), reward.dtype)
+        head.to(reward.device, reward.wide)
+        role = _HeadOnly(reward.model, reward.adapter, head, reward.dtype)
         return HeadCritic(role)
     if reward is not None:
         folder = ctx.folder.models / "reward"
@@ -114,7 +116,11 @@ def make_critic(ctx: StageContext, roles: PolicyRoles) -> Critic:
 
 
 class _HeadOnly(Role):
-    """A role of which only the scalar head is trained."""
+    """A role of which only the scalar head is trained, on states that others have read."""
+
+    @property
+    def sharded(self) -> bool:
+        return False
 
     def trainable_parameters(self) -> list[torch.nn.Parameter]:
         return list(self.scalar_head.parameters())
@@ -186,8 +192,8 @@ class PPOLearner:
         """Per-token rewards, values, advantages; whitened over all real tokens of the batch."""
         ppo, micros = self._ppo, flat(minibatches)
         targets, advantages = [], []
-        for micro in micros:
-            mask, values = micro.batch.mask, self._critic.values(micro)
+        for micro, values in zip(micros, self._values(micros), strict=True):
+            mask = micro.batch.mask
             rewards = self._penalty.token_rewards(micro, kl_coef)
             own, returns = gae(rewards, values, mask, ppo.gamma, ppo.gae_lambda)
             targets.append(_Targets(micro, values, returns))
@@ -198,6 +204,17 @@ class PPOLearner:
         lessons = [Lesson(m, a, m.batch.mask) for m, a in zip(micros, advantages, strict=True)]
         sizes = [len(minibatch) for minibatch in minibatches]
         return _regrouped(lessons, sizes), _regrouped(targets, sizes)
+
+    def _values(self, micros: Sequence[MicroBatch]) -> list[Tensor]:
+        """[N, C] of each micro-batch, by its owner."""
+        found = [torch.zeros_like(micro.logprobs) for micro in micros]
+        owners = [micro.owner for micro in micros]
+        for place, counts in self._critic.role.turns(range(len(micros)), owners):
+            values = self._critic.values(micros[place])
+            if counts:
+                found[place] = values
+        ranks.add_up(found)
+        return found
 
     def _train_critic(
         self, targets: list[list[_Targets]], update: int, passes: int, rate: float
@@ -218,10 +235,12 @@ class PPOLearner:
         """The gradient of a minibatch's mean value loss; returns the loss's sum, and its tokens."""
         tokens = sum(int(target.micro.batch.mask.sum()) for target in targets)
         loss = 0.0
-        for target in targets:
+        owners = [target.micro.owner for target in targets]
+        for target, counts in self._critic.role.turns(targets, owners):
             mask, values = target.micro.batch.mask, self._critic.values(target.micro)
             losses = value_loss(values, target.values, target.returns, self._ppo.value_clip_range)
-            loss += add_gradient(losses, mask, tokens, partial(self._blame, target.micro))
+            loss += add_gradient(counts * losses, mask, tokens, partial(self._blame, target.micro))
+        (loss,) = ranks.summed(loss)
         return loss * tokens, tokens
 
     def _blame(self, micro: MicroBatch, row: int) -> None:

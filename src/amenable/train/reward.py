@@ -27,6 +27,7 @@ from amenable.models.build import Foundation
 from amenable.models.export import export_reward
 from amenable.models.heads import HeadEnsemble, ScalarHead
 from amenable.models.pull import cache_home
+from amenable.ranks import group as ranks
 from amenable.rollout.rewards import score_groups
 from amenable.train.loop import Metrics, add_gradient, train_supervised
 from amenable.train.rank_loss import PLAIN, RankLoss, bootstrap_weights, pair_tokens
@@ -163,23 +164,26 @@ def reward_gradient(
     weight = sum(row.weight for row in rows)
     decided = sum(row.choice is not Choice.TIE for row in rows)
     loss = correct = margin = 0.0
-    for part in role.split(groups, micro_batch_tokens):
+    for part, counts in role.turns(role.split(groups, micro_batch_tokens)):
         own, tokens = [rows[i] for i in part], pair_tokens([groups[i] for i in part])
         batch = collate([groups[i] for i in part], pad_id).to(role.device)
         scores = role.scalar_head.members(role.states(batch).last)
         heads = scores.shape[-1]
         scores = scores.view(-1, 2, heads)
         seen = bootstrap_weights(own, heads, seed).to(scores)
-        losses = torch.stack([rank_loss(one, own, tokens) for one in scores.unbind(-1)], 1) * seen
+        losses = torch.stack([rank_loss(one, own, tokens) for one in scores.unbind(-1)], 1)
         loss += add_gradient(
-            losses,
+            counts * losses * seen,
             None,
             weight * heads,
             partial(_blame, own, say),
         )
+        if not counts:
+            continue
         gap = (scores[:, 0] - scores[:, 1]).detach().mean(-1).cpu()
         margin += float(gap.sum())
         correct += _correct(gap, [rows[i] for i in part])
+    loss, correct, margin = ranks.summed(loss, correct, margin)
     return {
         "rank_loss": loss,
         "accuracy": correct / max(1, decided),
@@ -248,11 +252,13 @@ def _disagreement(
     micro_batch_tokens: int,
 ) -> dict[str, Any]:
     """How far the heads of an ensemble are apart on held-out pairs, ties left out."""
-    spread = torch.zeros(len(groups))
-    for part in role.split(groups, micro_batch_tokens):
+    spread = torch.zeros(len(groups), dtype=role.wide)
+    for part, counts in role.turns(role.split(groups, micro_batch_tokens)):
         batch = collate([groups[i] for i in part], renderer.pad_id).to(role.device)
         members = role.scalar_head.members(role.states(batch).last).view(len(part), 2, -1)
-        spread[part] = (members[:, 0] - members[:, 1]).std(-1).cpu()
+        if counts:
+            spread[part] = (members[:, 0] - members[:, 1]).std(-1).cpu()
+    ranks.add_up([spread])
     decided = torch.tensor([row.choice is not Choice.TIE for row in rows])
     spread, right = spread[decided], torch.from_numpy(margins > 0)[decided]
     return {

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -27,6 +27,17 @@ if TYPE_CHECKING:
     from amenable.train.policy_roles import PolicyRoles
 
 
+class Raw(NamedTuple):
+    """Of a micro-batch, by the run's own reward model."""
+
+    scores: Tensor
+    """[N] centred."""
+    disagreement: Tensor | None
+    """[N] spread of its heads, where it has several."""
+    states: CompletionStates | None
+    """That it read."""
+
+
 class Scorer:
     """All rewards of a run.
 
@@ -40,7 +51,6 @@ class Scorer:
         self._texts, self._own = roles.text_rewards, roles.own_reward
         self._role, self._offset = roles.reward_role, roles.reward_offset
         self._metrics: Metrics = {}
-        self._apart: list[Tensor] = []
 
     def judge(
         self, episodes: Sequence[Episode], update: int
@@ -55,7 +65,7 @@ class Scorer:
         Raises:
             StageError: more rewards failed than the recipe allows.
         """
-        self._metrics, self._apart = {}, []
+        self._metrics = {}
         if self._config.missing_eos == "filter":
             episodes = [episode for episode in episodes if episode.rollout.ended]
         if self._texts is None or not episodes:
@@ -89,17 +99,16 @@ class Scorer:
         return kept, failed
 
     @torch.no_grad()
-    def raw(self, batch: GroupBatch) -> tuple[Tensor, CompletionStates | None]:
-        """The own reward model's centred scores [N], or zeros; and the states it read."""
+    def raw(self, batch: GroupBatch) -> Raw:
+        """What the own reward model says of a micro-batch; zeros where there is none."""
         if self._role is None:
-            return torch.zeros(len(batch.rows), device=batch.input_ids.device), None
+            return Raw(torch.zeros(len(batch.rows), device=batch.input_ids.device), None, None)
         states, head = self._role.states(batch), self._role.scalar_head
         scores = head(states.last) - self._offset
-        if isinstance(head, HeadEnsemble):
-            apart = head.disagreement(states.last)
-            self._apart.append(apart)
-            scores = scores - self._config.disagreement_coef * apart
-        return scores, states
+        if not isinstance(head, HeadEnsemble):
+            return Raw(scores, None, states)
+        apart = head.disagreement(states.last)
+        return Raw(scores - self._config.disagreement_coef * apart, apart, states)
 
     def scored(self, minibatches: Minibatches) -> Minibatches:
         """The same micro-batches with the scores that the learner sees."""
@@ -110,8 +119,9 @@ class Scorer:
             _check_finite(scores, episodes)
             self._metrics[f"reward_{self._own.name}"] = float(scores.mean())
             scores = self._own.weight * self._own.apply(scores)
-        if self._apart:
-            self._metrics["disagreement"] = float(torch.cat(self._apart).mean())
+        apart = [micro.disagreement for micro in micros if micro.disagreement is not None]
+        if apart:
+            self._metrics["disagreement"] = float(torch.cat(apart).mean())
         raw = scores + scores.new_tensor([e.score for e in episodes])
         shaped, of_steps = self._shaped(raw, episodes)
         sizes = [len(micro.episodes) for micro in micros]

@@ -21,6 +21,7 @@ from amenable.losses.likelihood import cross_entropy
 from amenable.models.build import Foundation
 from amenable.models.export import export_policy
 from amenable.models.pull import cache_home
+from amenable.ranks import group as ranks
 from amenable.train.loop import Metrics, add_gradient, train_supervised
 
 if TYPE_CHECKING:
@@ -99,10 +100,11 @@ def sft_gradient(
     """
     tokens = sum(len(ids) for group in groups for ids in group.completions)
     loss = 0.0
-    for part in role.split(groups, micro_batch_tokens):
+    for part, counts in role.turns(role.split(groups, micro_batch_tokens)):
         batch = collate([groups[i] for i in part], pad_id).to(role.device)
-        losses = cross_entropy(role.logprobs(batch).logprobs, batch.mask)
+        losses = counts * cross_entropy(role.logprobs(batch).logprobs, batch.mask)
         loss += add_gradient(losses, batch.mask, tokens, partial(_blame, part, blame))
+    (loss,) = ranks.summed(loss)
     return {"loss": loss, "tokens": tokens}
 
 
@@ -116,9 +118,10 @@ def sft_loss(
     role: Role, groups: Sequence[PromptGroup], pad_id: int, micro_batch_tokens: int
 ) -> float:
     """Mean loss in nats a completion token."""
-    total, tokens = 0.0, 0
-    for part in role.split(groups, micro_batch_tokens):
+    total = tokens = 0.0
+    for part, counts in role.turns(role.split(groups, micro_batch_tokens)):
         batch = collate([groups[i] for i in part], pad_id).to(role.device)
-        total += float(cross_entropy(role.logprobs(batch).logprobs, batch.mask).sum())
-        tokens += int(batch.mask.sum())
+        total += counts * float(cross_entropy(role.logprobs(batch).logprobs, batch.mask).sum())
+        tokens += counts * int(batch.mask.sum())
+    total, tokens = ranks.summed(total, tokens)
     return total / max(1, tokens)

@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from amenable.artifacts import write_jsonl
 from amenable.data.annotator import SimulatedAnnotator
 from amenable.data.collate import PromptGroup, collate
 from amenable.data.row_file import open_prompts
 from amenable.data.schemas import Prompt
 from amenable.losses.likelihood import sequence_logprobs
 from amenable.models.build import Foundation
+from amenable.ranks import group as ranks
 from amenable.rollout.transformers_engine import RolloutCopy
 from amenable.rollout.types import Request, Rollout, Sampling
 from amenable.train.pair_reference import FrozenStart
@@ -43,7 +45,8 @@ def sample_tuned(
     rollouts = _rollouts(ctx, foundation, role, prompts)
     pad_id, budget = foundation.renderer.pad_id, ctx.recipe.policy.preference.micro_batch_tokens
     kl = _log_ratios(role, start.role(), rollouts, pad_id, budget)
-    ctx.log.samples(_rows(ctx, foundation, prompts, rollouts, kl, step)[:_LOGGED])
+    rows = _rows(ctx, foundation, prompts, rollouts, kl, step)[:_LOGGED]
+    write_jsonl(ctx.log.samples_path, rows)  # a stage that ends twice leaves them once
     tokens = [len(rollout.completion_ids) for rollout in rollouts]
     return {"kl_last": float(kl.mean()), "completion_tokens_mean": sum(tokens) / len(tokens)}
 
@@ -68,13 +71,15 @@ def _log_ratios(
 ) -> Tensor:
     """[n] nats of each completion."""
     groups = [PromptGroup(rollout.prompt_ids, [rollout.completion_ids]) for rollout in rollouts]
-    found = torch.zeros(len(groups))
-    for part in policy.split(groups, budget):
+    found = torch.zeros(len(groups), dtype=policy.wide)
+    for part, counts in policy.turns(policy.split(groups, budget)):
         batch = collate([groups[i] for i in part], pad_id).to(policy.device)
         sides = [
             sequence_logprobs(r.logprobs(batch).logprobs, batch.mask) for r in (policy, reference)
         ]
-        found[part] = (sides[0] - sides[1]).cpu()
+        if counts:
+            found[part] = (sides[0] - sides[1]).cpu()
+    ranks.add_up([found])
     return found
 
 

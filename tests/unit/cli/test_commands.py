@@ -27,6 +27,9 @@ COMMANDS = [
     ("models", "pull"),
     ("lab",),
     ("lab", "exact"),
+    ("kfp",),
+    ("kfp", "compile"),
+    ("kfp", "run"),
 ]
 
 
@@ -58,7 +61,7 @@ def test_help_explains(
     assert run_here(monkeypatch, *command, "--help") == 0
     text = capsys.readouterr().out
     assert "Usage: amenable" in text
-    if command not in ((), ("data",), ("models",), ("lab",)):
+    if command not in ((), ("data",), ("models",), ("lab",), ("kfp",)):
         assert f"Example: amenable {' '.join(command)}" in text
 
 
@@ -101,6 +104,19 @@ def test_bad_input_gives_one_message_and_code_2(
     assert message in streams.err
     assert "Traceback" not in streams.err
     assert streams.out == ""
+
+
+@pytest.mark.parametrize("command", ["compile", "run"])
+def test_without_kfp_one_line_says_what_to_install(
+    command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "kfp", None)
+    monkeypatch.delitem(sys.modules, "amenable.pipeline.kfp", raising=False)
+    out = ["out.yaml"] if command == "compile" else []
+    assert run_here(monkeypatch, "kfp", command, "examples/tiny.toml", *out) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("amenable: Kubeflow Pipelines is not installed (")
+    assert line.endswith('run: pip install "amenable[kfp]"')
 
 
 def test_debug_shows_the_traceback_wherever_it_stands(

@@ -232,6 +232,10 @@ def test_ends_of_a_range() -> None:
     ("overrides", "words"),
     [
         (
+            ["model.shard=fsdp2"],
+            'model.shard: "fsdp2" spreads weights that are trained, and with LoRA the base is',
+        ),
+        (
             ["model.quantise=nf4", "model.lora.enabled=false"],
             'model.quantise: "nf4" freezes the base, and model.lora.enabled = false trains every',
         ),
@@ -246,6 +250,10 @@ def test_ends_of_a_range() -> None:
         (["policy.minibatches=7"], "7 does not divide the 16 prompts"),
         (["data.preferences=a.jsonl"], 'collect.annotator: "simulated" would collect nothing'),
         (["evaluate.best_of=1"], "set 0 to leave it out"),
+        (["kfp.image="], "kfp.image: is empty"),
+        (["kfp.mount=runs"], "kfp.mount: 'runs' is no place in a container"),
+        (["kfp.memory=16 GB"], "kfp.memory: '16 GB' is no amount of memory"),
+        (["kfp.cpu=four"], "kfp.cpu: 'four' is no number of CPUs"),
         (["name=a/b"], "cannot name a folder"),
         (["name="], "cannot name a folder"),
         (["model.base="], "model.base: is empty"),

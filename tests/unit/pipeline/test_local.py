@@ -3,6 +3,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 import pytest
+from tests.unit.disks import small_disk
 
 from amenable.artifacts import StageContext, read_json
 from amenable.errors import (
@@ -23,7 +25,10 @@ from amenable.errors import (
     StorageError,
     UsageError,
 )
-from amenable.pipeline import local
+from amenable.pipeline import local, mirror
+from amenable.pipeline.store import Store
+
+from .stores import Cut, clear
 
 if TYPE_CHECKING:
     from .conftest import Pipeline
@@ -152,7 +157,21 @@ def test_interrupted_stage_goes_on_from_its_checkpoint(pipeline: Pipeline) -> No
     assert caught.value.exit_code == 130
     pipeline.run()
     assert pipeline.calls == ["upper", "count", "page"]
-    assert "upper: goes on from its last checkpoint" in pipeline.said.getvalue()
+    assert "upper: had not finished; its last checkpoint is looked for" in pipeline.said.getvalue()
+
+
+def test_half_of_a_first_checkpoint_is_none(pipeline: Pipeline) -> None:
+    def die_in_a_write(ctx: StageContext) -> None:
+        (ctx.out / "checkpoints" / ".step-000001.partial").mkdir(parents=True)
+        raise KeyboardInterrupt
+
+    pipeline.hooks["upper"] = die_in_a_write
+    with pytest.raises(local.Interrupted):
+        pipeline.run()
+    pipeline.hooks.clear()
+    pipeline.run()
+    assert "upper: starts afresh, the last attempt did not finish" in pipeline.said.getvalue()
+    assert not (pipeline.out / "stages" / "upper" / "checkpoints").exists()
 
 
 def test_checkpoint_of_another_recipe_is_not_used(pipeline: Pipeline) -> None:
@@ -407,6 +426,38 @@ def test_kill_leaves_no_lock_and_no_half_artifact(
     assert (pipeline.out / "models" / "upper" / "weights").read_text() == "HELLO"
 
 
+def test_a_read_only_folder_is_named_and_stays_as_it_is(pipeline: Pipeline) -> None:
+    with small_disk(pipeline.out, "1m") as disk:
+        pipeline.run()
+        before = {path: path.read_bytes() for path in pipeline.out.rglob("*") if path.is_file()}
+        disk.remount("ro")
+        told = rf"cannot write {pipeline.out}: the file system is read-only; choose another folder"
+        with pytest.raises(StorageError, match=told):
+            pipeline.run("sft.epochs=2")
+        assert pipeline.calls == []
+        after = {path: path.read_bytes() for path in pipeline.out.rglob("*") if path.is_file()}
+        assert after == before
+        disk.remount("rw")
+        pipeline.run()
+        assert pipeline.calls == []
+
+
+@pytest.mark.parametrize("jump_s", [1e9, -1e9], ids=["forwards", "backwards"])
+def test_a_clock_that_jumps_reruns_nothing(
+    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch, jump_s: float
+) -> None:
+    real = time.time
+    pipeline.hooks["upper"] = lambda ctx: monkeypatch.setattr(time, "time", lambda: real() + jump_s)
+    summary = pipeline.run()
+    assert 0 <= summary["wall_s"] < 60
+    assert all(0 <= row["wall_s"] < 60 for row in summary["stages"].values())
+    pipeline.run()
+    assert pipeline.calls == []
+    (pipeline.out / "models" / "upper" / "weights").write_text("HELLX")
+    pipeline.run()
+    assert pipeline.calls == ["upper"]
+
+
 def test_state_lists_hashes(pipeline: Pipeline) -> None:
     pipeline.run()
     state = json.loads((pipeline.out / "stages" / "letters" / "state.json").read_text())
@@ -414,3 +465,54 @@ def test_state_lists_hashes(pipeline: Pipeline) -> None:
     assert state["outputs"] == {
         "data/letters.txt": "2cf24dba5fb0a30e26e83b2ac5b9e29e1b161e5c1fa7425e73043362938b9824"
     }
+
+
+@pytest.fixture
+def on_a_store(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> Cut:
+    """The pipeline's run folder is `memory://lab/run`, whose power can be cut."""
+    clear("lab")
+    system = Cut()
+    monkeypatch.setenv("AMENABLE_HOME", str(pipeline.root / "home"))
+    monkeypatch.setattr(type(pipeline), "out", "memory://lab/run")
+    monkeypatch.setattr(mirror, "Store", lambda url: Store(url, wait_s=0, system=system))
+    return system
+
+
+def test_a_run_on_a_store_goes_on_on_another_machine(pipeline: Pipeline, on_a_store: Cut) -> None:
+    first = pipeline.run(until="upper")
+    shutil.rmtree(pipeline.root / "home")
+    second = pipeline.run()
+    assert pipeline.calls == ["count", "page"]
+    assert second["stages"].keys() == first["stages"].keys()
+    shutil.rmtree(pipeline.root / "home")
+    assert pipeline.run() == second
+    assert pipeline.calls == []
+
+
+def test_a_store_that_goes_away_ends_the_run_and_nothing_is_lost(
+    pipeline: Pipeline, on_a_store: Cut
+) -> None:
+    def cut(ctx: StageContext) -> None:
+        on_a_store.at = on_a_store.steps
+        (ctx.out / "checkpoints").mkdir()
+        (ctx.out / "checkpoints" / "one").write_text("1")
+        ctx.publish()
+
+    pipeline.hooks["count"] = cut
+    with pytest.raises(StorageError, match=r"cannot be reached.* is whole in .*/run; the same"):
+        pipeline.run()
+    assert status_of(pipeline, "count") == "failed"
+    on_a_store.at = None
+    found: list[str] = []
+    pipeline.hooks["count"] = lambda ctx: found.extend(
+        path.name for path in (ctx.out / "checkpoints").iterdir()
+    )
+    pipeline.run()
+    assert pipeline.calls == ["count", "page"]
+    assert found == ["one"]
+
+
+def status_of(pipeline: Pipeline, stage: str) -> str:
+    """As `status`, in the working folder of a store."""
+    folder = mirror.working_folder(str(pipeline.out))
+    return str(read_json(folder / "stages" / stage / "state.json")["status"])

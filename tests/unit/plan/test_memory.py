@@ -143,12 +143,14 @@ def test_activations_grow_with_the_micro_batch(tiny_shape: ModelShape) -> None:
 
 
 def test_disk_by_hand(tiny_shape: ModelShape) -> None:
-    """Weights, best weights and two moments; merged weights in bf16 and the adapter in fp32."""
-    config = recipe("model.lora.rank=4", "model.dtype=bf16", "policy.ppo.critic=head")
+    """Three checkpoints of weights, best weights and two moments; merged weights in bf16 and the
+    adapter in fp32."""
+    asked = ("model.lora.rank=4", "model.dtype=bf16", "policy.ppo.critic=head")
+    config = recipe(*asked, "checkpoint.keep_last=3")
     found = Budget(config, tiny_shape, rows(), machine()).disk(["sft", "policy", "evaluate"])
     assert found == {
-        "stages/sft/checkpoints": 16 * ADAPTER,
+        "stages/sft/checkpoints": 3 * 16 * ADAPTER,
         "models/sft": 2 * P + 4 * ADAPTER,
-        "stages/policy/checkpoints": 12 * ADAPTER,
+        "stages/policy/checkpoints": 3 * 12 * ADAPTER,
         "models/tuned": 2 * P + 4 * ADAPTER,
     }

@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
 from tests.unit.train.conftest import PolicyContext, vowel_share
 
 from amenable.artifacts import StageContext, read_json, write_jsonl
 from amenable.config.rewards import RewardPart
 from amenable.train import ppo
+from amenable.train.checkpoints import Checkpoints
 
 REWARDS = (
     RewardPart(source="policy_reward:score", name="vowels"),
@@ -53,7 +53,9 @@ def with_prompts(ctx: StageContext) -> StageContext:
 
 
 def weights(ctx: StageContext, name: str) -> dict[str, torch.Tensor]:
-    return load_file(ctx.out / "checkpoints" / "last" / f"{name}.safetensors")
+    saved = Checkpoints(ctx).read()
+    assert saved is not None
+    return saved[0][name]
 
 
 def tuned(ctx: StageContext) -> bytes:
@@ -99,6 +101,37 @@ def test_a_stopped_stage_chooses_as_a_whole_one_does(
     rest = with_prompts(policy_context(root=tmp_path / "part", **SETTINGS))
     assert ppo.run(rest) == section
     assert section["chosen_update"] == 1
+    assert tuned(rest) == tuned(whole)
+    files = [read_json(ctx.out / "selection.json") for ctx in (rest, whole)]
+    assert files[0] == files[1]
+
+
+def test_a_candidate_that_a_stop_has_cut_off_is_measured_by_the_run_that_goes_on(
+    policy_context: PolicyContext, chooser: list[float], policy_reward: Any, tmp_path: Path
+) -> None:
+    """A stop leaves at once after its update; checkpoints between two candidates measure none."""
+    chooser += [0.1, 0.9, 0.2]
+    settings = {**SETTINGS, "policy__checkpoint_every": 2, "checkpoint__every_minutes": 1e-9}
+    whole = with_prompts(policy_context(root=tmp_path / "whole", **settings))
+    section = ppo.run(whole)
+    assert section["chosen_update"] == 2
+    assert len(policy_reward.asked) == 3
+    policy_reward.asked.clear()
+    part = with_prompts(policy_context(root=tmp_path / "part", **settings))
+    write = part.log.write
+
+    def stopping(step: int, **figures: float) -> None:
+        write(step, **figures)
+        if step == 1:
+            part.stop.ask(15)
+
+    part.log.write = stopping  # type: ignore[method-assign]
+    with pytest.raises(KeyboardInterrupt):
+        ppo.run(part)
+    assert len(policy_reward.asked) == 1
+    rest = with_prompts(policy_context(root=tmp_path / "part", **settings))
+    assert ppo.run(rest) == section
+    assert len(policy_reward.asked) == 3
     assert tuned(rest) == tuned(whole)
     files = [read_json(ctx.out / "selection.json") for ctx in (rest, whole)]
     assert files[0] == files[1]

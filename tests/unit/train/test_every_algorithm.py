@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from amenable.algorithms import ALGORITHMS
 from amenable.artifacts import StageContext, read_json, read_jsonl, write_jsonl
 from amenable.models.logprobs import TokenLogprobs
+from amenable.train.checkpoints import newest_folder
 from amenable.train.experience import Episode, Minibatches, flat
 from amenable.train.passes import minibatch_order
 from amenable.train.registry import run_policy
@@ -66,7 +67,8 @@ def any_context(policy_context: PolicyContext, ten_rows: list[dict[str, str]]) -
 
 
 def checkpoint(ctx: StageContext) -> tuple[dict[str, Any], dict[str, dict[str, torch.Tensor]]]:
-    folder = ctx.out / "checkpoints" / "last"
+    folder = newest_folder(ctx.out / "checkpoints")
+    assert folder is not None
     tensors = {path.stem: load_file(path) for path in sorted(folder.glob("*.safetensors"))}
     return read_json(folder / "numbers.json"), tensors
 

@@ -2,23 +2,26 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import shutil
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from tests.unit.conftest import said
+from tests.unit.disks import small_disk
 from torch import Tensor, nn
 
 from amenable.artifacts import StageContext, read_jsonl
-from amenable.errors import NumericsError
+from amenable.errors import NumericsError, StorageError
 from amenable.train import loop
+from amenable.train.checkpoints import Checkpoints, load_checkpoint, save_checkpoint
 from amenable.train.loop import (
     Optimizer,
     add_gradient,
     learning_rate,
-    load_checkpoint,
-    save_checkpoint,
     train_supervised,
 )
 
@@ -128,7 +131,7 @@ def test_optimizer_goes_on_from_its_state_bit_for_bit(tmp_path: Path) -> None:
     optimizer = Optimizer(first, eps=1e-5)
     steps(optimizer, first, range(3))
     save_checkpoint(tmp_path / "c", {"optimizer": optimizer.state()}, {})
-    saved = load_checkpoint(tmp_path / "c")
+    saved = load_checkpoint(tmp_path / "c", print)
     assert saved is not None
     second = parameters(*(weight.item() for weight in first))
     resumed = Optimizer(second, eps=1e-5)
@@ -145,45 +148,6 @@ def test_add_gradient_divides_by_the_whole_batch() -> None:
     assert weights.grad is not None
     assert weights.grad.tolist() == [[0.25, 0.0, 0.75]]
     assert add_gradient(weights.square(), None, 7) == pytest.approx(2.0)
-
-
-def test_checkpoint_comes_back_as_it_was(tmp_path: Path) -> None:
-    tensors = {
-        "policy": {"a.b": torch.randn(3, 2), "half": torch.ones(2, dtype=torch.bfloat16)},
-        "transposed": {"t": torch.arange(6.0).view(2, 3).T},
-        "empty": {},
-    }
-    numbers = {"updates": 3, "kl_coef": 0.1, "history": [{"reward": 1.5}]}
-    save_checkpoint(tmp_path / "last", tensors, numbers)
-    found = load_checkpoint(tmp_path / "last")
-    assert found is not None
-    assert {key: found[1][key] for key in numbers} == numbers
-    for name, group in tensors.items():
-        assert found[0][name].keys() == group.keys()
-        for key, tensor in group.items():
-            assert torch.equal(found[0][name][key], tensor)
-            assert found[0][name][key].dtype is tensor.dtype
-
-
-def test_no_checkpoint_is_none(tmp_path: Path) -> None:
-    assert load_checkpoint(tmp_path) is None
-
-
-def test_a_failed_save_leaves_the_checkpoint_before_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    save_checkpoint(tmp_path / "last", {"a": {"x": torch.ones(1)}}, {"step": 1})
-
-    def fail(*_: object) -> None:
-        raise RuntimeError("killed")
-
-    monkeypatch.setattr(loop, "write_json", fail)
-    with pytest.raises(RuntimeError, match="killed"):
-        save_checkpoint(tmp_path / "last", {"a": {"x": torch.zeros(1)}}, {"step": 2})
-    found = load_checkpoint(tmp_path / "last")
-    assert found is not None
-    assert (found[0]["a"]["x"].item(), found[1]["step"]) == (1.0, 1)
-    assert [path.name for path in tmp_path.iterdir()] == ["last"]
 
 
 # --- the supervised loop -----------------------------------------------------------------------
@@ -225,6 +189,12 @@ class Toy:
         loss = next(self.scripted) if self.scripted else abs(self.role.weight.item() + 2.0)
         return {"eval_loss": loss}
 
+    def rows(self) -> list[dict[str, Any]]:
+        return [
+            {key: value for key, value in row.items() if key != "wall_s"}
+            for row in read_jsonl(self.ctx.log.metrics_path)
+        ]
+
     def run(self) -> loop.SupervisedResult:
         role: Any = self.role
         return train_supervised(
@@ -238,9 +208,17 @@ class Toy:
         )
 
 
-def toy(make_context: MakeContext, root: Path, stop_after: int | None = None, **sft: Any) -> Toy:
+def toy(
+    make_context: MakeContext,
+    root: Path,
+    stop_after: int | None = None,
+    *,
+    every_minutes: float = 0.0,
+    **sft: Any,
+) -> Toy:
     settings = {"batch_size": 2, "epochs": 2.0, "evaluations": 5, "learning_rate": 0.1, **sft}
     changes = {f"sft__{key}": value for key, value in settings.items()}
+    changes["checkpoint__every_minutes"] = every_minutes
     return Toy(make_context("sft", root=root, stop_after=stop_after, **changes))
 
 
@@ -284,14 +262,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
     assert rest.run() == expected
     assert part.seen + rest.seen == whole.seen
     assert rest.role.weight.item() == whole.role.weight.item()
-
-    def rows(found: Toy) -> list[dict[str, Any]]:
-        return [
-            {key: value for key, value in row.items() if key != "wall_s"}
-            for row in read_jsonl(found.ctx.log.metrics_path)
-        ]
-
-    assert rows(rest) == rows(whole)
+    assert rest.rows() == whole.rows()
 
 
 def test_the_best_is_remembered_over_an_interruption(
@@ -305,3 +276,164 @@ def test_the_best_is_remembered_over_an_interruption(
     rest.scripted = iter([3.0, 3.0, 3.0])
     rest.run()
     assert rest.role.weight.item() == best
+
+
+@dataclasses.dataclass
+class Disturbed(Toy):
+    """A toy to which something happens in a step."""
+
+    at_step: int = 0
+    happens: Callable[[], None] = lambda: None
+
+    def gradient(self, rows: Sequence[int]) -> dict[str, float]:
+        if len(self.seen) // 2 + 1 == self.at_step:
+            self.happens()
+        return super().gradient(rows)
+
+
+def die() -> None:
+    raise RuntimeError("killed")
+
+
+@pytest.mark.parametrize("step", [1, 2, 5, 10], ids="step-{}".format)
+def test_a_stop_saves_after_its_step_and_loses_nothing(
+    make_context: MakeContext, tmp_path: Path, step: int
+) -> None:
+    """Every second step has an evaluation: the run that goes on makes up for it."""
+    whole = toy(make_context, tmp_path / "whole")
+    expected = whole.run()
+    ctx = toy(make_context, tmp_path / "part").ctx
+    part = Disturbed(ctx, at_step=step, happens=lambda: ctx.stop.ask(15))
+    with pytest.raises(KeyboardInterrupt):
+        part.run()
+    assert len(part.seen) == 2 * step
+    assert Checkpoints(ctx).step == step
+    rest = toy(make_context, tmp_path / "part")
+    assert rest.run() == expected
+    assert part.seen + rest.seen == whole.seen
+    assert part.at_evaluation + rest.at_evaluation == whole.at_evaluation
+    assert rest.rows() == whole.rows()
+    assert rest.role.weight.item() == whole.role.weight.item()
+
+
+def test_the_clock_writes_checkpoints_between_evaluations(
+    make_context: MakeContext, tmp_path: Path
+) -> None:
+    """With an interval of nearly nothing a kill in step 8 loses that step alone."""
+    whole = toy(make_context, tmp_path / "whole", evaluations=1)
+    expected = whole.run()
+    assert [path.name for path in (whole.ctx.out / "checkpoints").iterdir()] == ["step-000010"]
+    ctx = toy(make_context, tmp_path / "part", evaluations=1, every_minutes=1e-9).ctx
+    part = Disturbed(ctx, at_step=8, happens=die)
+    with pytest.raises(RuntimeError, match="killed"):
+        part.run()
+    rest = toy(make_context, tmp_path / "part", evaluations=1)
+    assert rest.run() == expected
+    assert "sft: step 7 of 10 restored: optimizer, weights, losses, logs\n" in said(rest.ctx)
+    assert len(rest.seen) == 6
+    assert rest.rows() == whole.rows()
+    assert rest.role.weight.item() == whole.role.weight.item()
+
+
+def test_a_damaged_checkpoint_costs_the_steps_since_the_one_before(
+    make_context: MakeContext, tmp_path: Path
+) -> None:
+    whole = toy(make_context, tmp_path / "whole")
+    expected = whole.run()
+    part = toy(make_context, tmp_path / "part", stop_after=6)
+    part.run()
+    file = part.ctx.out / "checkpoints" / "step-000006" / "weights.safetensors"
+    file.write_bytes(file.read_bytes()[:-1])
+    rest = toy(make_context, tmp_path / "part")
+    assert rest.run() == expected
+    assert "step-000006 is damaged and is not used" in said(rest.ctx)
+    assert "sft: step 4 of 10 restored: best, optimizer, weights, losses, logs\n" in said(rest.ctx)
+    assert rest.rows() == whole.rows()
+    assert rest.role.weight.item() == whole.role.weight.item()
+
+
+def test_a_disk_that_fills_up_leaves_the_last_checkpoint(
+    make_context: MakeContext, tmp_path: Path
+) -> None:
+    """A file that grows in step 5 leaves too little for the checkpoint of step 6."""
+    whole = toy(make_context, tmp_path / "whole")
+    expected = whole.run()
+    with small_disk(tmp_path / "small", "256k") as disk:
+        root, other = disk.path / "run", disk.path / "other"
+
+        def fill() -> None:
+            free = shutil.disk_usage(disk.path).free
+            other.write_bytes(bytes(free - 8192))
+
+        ctx = toy(make_context, root).ctx
+        part = Disturbed(ctx, at_step=5, happens=fill)
+        said = r"cannot write .*step-000006: the disk is full; free some space and run again"
+        with pytest.raises(StorageError, match=said):
+            part.run()
+        assert Checkpoints(ctx).step == 4
+        assert sorted(path.name for path in (ctx.out / "checkpoints").iterdir()) == [
+            "step-000002",
+            "step-000004",
+        ]
+        other.unlink()
+        rest = toy(make_context, root)
+        assert rest.run() == expected
+        assert rest.rows() == whole.rows()
+        assert rest.role.weight.item() == whole.role.weight.item()
+
+
+def test_a_disk_that_becomes_read_only_leaves_the_last_checkpoint(
+    make_context: MakeContext, tmp_path: Path
+) -> None:
+    whole = toy(make_context, tmp_path / "whole")
+    expected = whole.run()
+    with small_disk(tmp_path / "small", "1m") as disk:
+        root = disk.path / "run"
+        ctx = toy(make_context, root).ctx
+        part = Disturbed(ctx, at_step=5, happens=lambda: disk.remount("ro"))
+        said = r"cannot write .*metrics.jsonl: the file system is read-only; choose another folder"
+        with pytest.raises(StorageError, match=said):
+            part.run()
+        assert Checkpoints(ctx).step == 4
+        disk.remount("rw")
+        rest = toy(make_context, root)
+        assert rest.run() == expected
+        assert rest.rows() == whole.rows()
+        assert rest.role.weight.item() == whole.role.weight.item()
+
+
+@pytest.mark.parametrize("jump_s", [1e9, -1e9], ids=["forwards", "backwards"])
+def test_a_clock_that_jumps_changes_nothing(
+    make_context: MakeContext, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, jump_s: float
+) -> None:
+    whole = toy(make_context, tmp_path / "whole", every_minutes=1.0)
+    expected = whole.run()
+    real = time.time
+    ctx = toy(make_context, tmp_path / "part", every_minutes=1.0).ctx
+
+    def jump() -> None:
+        monkeypatch.setattr(time, "time", lambda: real() + jump_s)
+
+    jumping = Disturbed(ctx, at_step=5, happens=jump)
+    assert jumping.run() == expected
+    assert jumping.rows() == whole.rows()
+    seconds = [row["wall_s"] for row in read_jsonl(ctx.log.metrics_path)]
+    assert seconds == sorted(seconds)
+    assert 0 <= seconds[0] <= seconds[-1] < 60
+    kept = [
+        sorted(path.name for path in (x.out / "checkpoints").iterdir()) for x in (ctx, whole.ctx)
+    ]
+    assert kept[0] == kept[1], "the interval is measured on another clock"
+
+
+def test_where_nothing_is_left_to_train_it_says_so(
+    make_context: MakeContext, tmp_path: Path
+) -> None:
+    whole = toy(make_context, tmp_path)
+    expected = whole.run()
+    again = toy(make_context, tmp_path)
+    assert again.run() == expected
+    assert (again.seen, again.at_evaluation) == ([], [])
+    assert "step 10 of 10 restored" in said(again.ctx)
+    assert said(again.ctx).splitlines()[-2].endswith("; nothing is left to train")
+    assert again.role.weight.item() == whole.role.weight.item()

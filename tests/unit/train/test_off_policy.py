@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from tests.unit.conftest import said
 from torch import Tensor
 
 from amenable.algorithms import ALGORITHMS
@@ -19,7 +20,8 @@ from amenable.models.build import Foundation
 from amenable.models.roles import Role
 from amenable.progress import Deadline
 from amenable.train import off_policy, pair_reference
-from amenable.train.loop import load_checkpoint, planned_batches, save_checkpoint
+from amenable.train.checkpoints import load_checkpoint, save_checkpoint
+from amenable.train.loop import planned_batches
 from amenable.train.off_policy import PairLearner
 from amenable.train.pair_losses import LOSSES
 from amenable.train.pair_reference import (
@@ -398,7 +400,7 @@ def test_reference_is_of_the_sft_model(
     off_policy.run(ctx)
     first = next(iter(read_jsonl(ctx.log.metrics_path)))
     assert first["policy/log_ratio"] == 0.0
-    saved = load_checkpoint(ctx.out / "checkpoints" / "reference")
+    saved = load_checkpoint(ctx.out / "checkpoints" / "reference", print)
     assert saved is not None
     data = open_pairs(ctx, foundation.renderer, "train", ties=True)
     expected = [alone(sft, data.groups[3].prompt_ids, ids) for ids in data.groups[3].completions]
@@ -486,7 +488,7 @@ def test_without_time_the_reference_is_measured_along_the_way(
     along = context(make_context, ten_rows, tmp_path / "along", **settings)
     along = dataclasses.replace(along, deadline=Hurried())
     assert off_policy.run(before) == off_policy.run(along)
-    saved = load_checkpoint(along.out / "checkpoints" / "reference")
+    saved = load_checkpoint(along.out / "checkpoints" / "reference", print)
     assert saved is not None
     assert bool(saved[0]["logprobs"]["train"].isnan().all())
     if name == "kto":
@@ -497,12 +499,33 @@ def test_without_time_the_reference_is_measured_along_the_way(
     assert first == second
 
 
+@pytest.mark.parametrize("name", ["dpo", "kto"])
+def test_a_damaged_reference_is_measured_again(
+    name: str, make_context: MakeContext, ten_rows: Rows, tmp_path: Path
+) -> None:
+    settings = {"policy__algorithm": name, "preference__beta": 1.0}
+    whole = context(make_context, ten_rows, tmp_path / "whole", **settings)
+    section = off_policy.run(whole)
+    part = context(make_context, ten_rows, tmp_path / "part", stop_after=2, **settings)
+    off_policy.run(part)
+    file = part.out / "checkpoints" / "reference" / "logprobs.safetensors"
+    file.write_bytes(file.read_bytes()[:-4])
+    rest = context(make_context, ten_rows, tmp_path / "part", **settings)
+    assert off_policy.run(rest) == section
+    assert "reference is damaged and is not used: logprobs.safetensors has" in said(rest)
+    saved = [load_checkpoint(ctx.out / "checkpoints" / "reference", print) for ctx in (rest, whole)]
+    assert all(one is not None for one in saved)
+    found, expected = (one[0]["logprobs"] for one in saved if one is not None)
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[key], expected[key]) for key in found)
+
+
 def test_rows_that_no_step_sees_are_not_measured(
     make_context: MakeContext, ten_rows: Rows, tmp_path: Path
 ) -> None:
     ctx = context(make_context, ten_rows, tmp_path, preference__max_steps=1)
     section = off_policy.run(ctx)
     assert section["updates"] == 1
-    saved = load_checkpoint(ctx.out / "checkpoints" / "reference")
+    saved = load_checkpoint(ctx.out / "checkpoints" / "reference", print)
     assert saved is not None
     assert int(saved[0]["logprobs"]["train"].isnan().all(1).sum()) == 5

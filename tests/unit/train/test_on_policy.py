@@ -5,20 +5,26 @@ from __future__ import annotations
 import dataclasses
 import io
 import math
+import random
+import shutil
 import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from amenable.artifacts import StageContext, read_json, read_jsonl
+from amenable.artifacts import StageContext, read_jsonl
+from amenable.config.rewards import RewardPart
 from amenable.errors import NumericsError, RecipeError, StageError
 from amenable.models.roles import Role
+from amenable.progress import Deadline
 from amenable.rollout.types import Rollout
 from amenable.train import on_policy
+from amenable.train.checkpoints import Checkpoints
 from amenable.train.experience import Minibatches
 from amenable.train.on_policy import run_on_policy
 from amenable.train.policy_roles import PolicyRoles
@@ -178,7 +184,13 @@ def test_time_that_is_up_leaves_a_whole_result(policy_context: PolicyContext) ->
     assert section["updates"] == 2
     assert "time is up after 2 of 5 updates" in said(ctx)
     assert (ctx.folder.models / "tuned" / "model.safetensors").is_file()
-    assert read_json(ctx.out / "checkpoints" / "last" / "numbers.json")["updates"] == 2
+    assert Checkpoints(ctx).step == 2
+
+
+def test_time_that_is_up_with_the_last_update_cuts_nothing(policy_context: PolicyContext) -> None:
+    ctx = dataclasses.replace(policy_context(policy__updates=1), deadline=Deadline(0.0))
+    nudge(ctx)
+    assert not ctx.deadline.cut
 
 
 def test_a_killed_update_is_done_again(policy_context: PolicyContext, tmp_path: Path) -> None:
@@ -202,6 +214,130 @@ def test_a_killed_update_is_done_again(policy_context: PolicyContext, tmp_path: 
         assert {**one, "wall_s": 0} == {**other, "wall_s": 0}
     samples = [list(read_jsonl(ctx.log.samples_path)) for ctx in (rest, whole)]
     assert samples[0] == samples[1]
+
+
+def test_a_stop_saves_after_its_update(policy_context: PolicyContext, tmp_path: Path) -> None:
+    """Checkpoints every third update, the stop comes in the second: no update is done twice."""
+    settings = {"policy__updates": 4, "policy__checkpoint_every": 3}
+    whole = policy_context(root=tmp_path / "whole", **settings)
+    _, section = nudge(whole)
+    stopped = policy_context(root=tmp_path / "part", **settings)
+    log, write = stopped.log, stopped.log.write
+
+    def stopping(step: int, **figures: float) -> None:
+        write(step, **figures)
+        if step == 1:
+            stopped.stop.ask(15)
+
+    log.write = stopping  # type: ignore[method-assign]
+    with pytest.raises(KeyboardInterrupt):
+        nudge(stopped)
+    assert Checkpoints(stopped).step == 2
+    rest = policy_context(root=tmp_path / "part", **settings)
+    learner, own = nudge(rest)
+    assert own == section
+    assert len(learner.seen) == 2
+    others = "KL weight, running statistics, figures, logs"
+    assert f"policy: update 2 of 4 restored: policy, {others}\n" in said(rest)
+    for one, other in zip(metrics(rest), metrics(whole), strict=True):
+        assert {**one, "wall_s": 0} == {**other, "wall_s": 0}
+
+
+def test_a_stop_in_the_preparation_ends_at_once(
+    policy_context: PolicyContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ctx = policy_context()
+    monkeypatch.setattr(on_policy, "run_gate", lambda *_, **__: ctx.stop.ask(15))
+    with pytest.raises(KeyboardInterrupt):
+        nudge(ctx)
+    assert Checkpoints(ctx).step is None
+
+
+def test_the_clock_writes_checkpoints_that_are_no_candidates(
+    policy_context: PolicyContext, tmp_path: Path
+) -> None:
+    """One after the preparation and after each update; none of them changes what is chosen."""
+    settings = {"policy__updates": 4, "policy__checkpoint_every": 2}
+    whole = policy_context(root=tmp_path / "whole", **settings)
+    _, section = nudge(whole)
+    often = policy_context(
+        root=tmp_path / "often",
+        checkpoint__every_minutes=1e-9,
+        checkpoint__keep_last=9,
+        **settings,
+    )
+    assert nudge(often)[1] == section
+    kept = sorted(path.name for path in (often.out / "checkpoints").iterdir())
+    assert kept == [f"step-{done:06d}" for done in range(5)]
+    for done in (4, 3, 2, 1):
+        for step in range(done, 5):  # candidates were written again by the run before
+            shutil.rmtree(often.out / "checkpoints" / f"step-{step:06d}", ignore_errors=True)
+        rest = policy_context(root=tmp_path / "often", checkpoint__keep_last=9, **settings)
+        learner, own = nudge(rest)
+        assert own == section
+        assert len(learner.seen) == 5 - done
+        assert ("numerics gate" in said(rest)) is False
+
+
+def test_figures_that_are_no_numbers_come_back(policy_context: PolicyContext) -> None:
+    """One completion an update has no standard error; JSON has no NaN."""
+    settings = {
+        "policy__prompts_per_update": 1,
+        "policy__samples_per_prompt": 1,
+        "policy__minibatches": 1,
+        "policy__updates": 3,
+    }
+    cut = policy_context(stop_after=2, **settings)
+    nudge(cut)
+    rest = policy_context(**settings)
+    _, section = nudge(rest)
+    assert section["updates"] == 3
+
+
+def test_a_reward_that_draws_numbers_draws_the_same_after_a_resume(
+    policy_context: PolicyContext, policy_reward: types.ModuleType, tmp_path: Path
+) -> None:
+    def lots(prompts: Any, completions: Any, rows: Any) -> list[float]:
+        return [
+            random.random() + np.random.rand() + float(torch.rand(()))  # noqa: NPY002
+            for _ in completions
+        ]
+
+    policy_reward.score = lots  # type: ignore[attr-defined]
+    whole = policy_context(root=tmp_path / "whole", policy__updates=3)
+    nudge(whole)
+    nudge(policy_context(root=tmp_path / "part", policy__updates=3, stop_after=1))
+    random.seed(1)
+    torch.rand(7)
+    rest = policy_context(root=tmp_path / "part", policy__updates=3)
+    nudge(rest)
+    rewards = [[row["reward"] for row in metrics(ctx)] for ctx in (rest, whole)]
+    assert rewards[0] == rewards[1]
+    assert len(set(rewards[0])) == 3
+
+
+def test_running_statistics_and_a_steered_weight_come_back(
+    policy_context: PolicyContext, tmp_path: Path
+) -> None:
+    """Of the normaliser and of the adaptive controller: the figures go on as if nothing was."""
+    settings: dict[str, Any] = {
+        "policy__reward": "",
+        "policy__rewards": (
+            RewardPart(source="policy_reward:score", name="vowels", normalise="running"),
+        ),
+        "policy__updates": 4,
+        "kl__controller": "adaptive",
+        "kl__target": 0.5,
+        "kl__horizon": 100,
+    }
+    whole = policy_context(root=tmp_path / "whole", **settings)
+    nudge(whole)
+    nudge(policy_context(root=tmp_path / "part", stop_after=2, **settings))
+    rest = policy_context(root=tmp_path / "part", **settings)
+    nudge(rest)
+    rows, expected = ([{**row, "wall_s": 0} for row in metrics(ctx)] for ctx in (rest, whole))
+    assert rows == expected
+    assert len({row["kl_coef"] for row in rows}) == 4
 
 
 def test_samples_tell_prompt_text_score_and_kl(policy_context: PolicyContext) -> None:

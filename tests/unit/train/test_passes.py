@@ -142,8 +142,10 @@ def test_a_first_ratio_that_is_not_one_is_noticed(value: float) -> None:
 def test_totals_are_means_over_tokens_of_all_minibatches() -> None:
     totals, mask = Totals(), torch.tensor([[True, True, False]])
     totals.add("approx_kl", torch.tensor([[1.0, 2.0, 99.0]]), mask)
+    totals.share()
     totals.start_minibatch()
     totals.add("approx_kl", torch.tensor([[5.0, 99.0, 99.0]]), torch.tensor([[True, False, False]]))
+    totals.share()
     totals.norms += [1.0, 3.0]
     assert totals.approx_kl_of_minibatch() == 5.0
     assert totals.metrics() == {"approx_kl": 8 / 3, "ratio_max": 0.0, "grad_norm": 2.0}

@@ -146,7 +146,7 @@ def test_a_resumed_stage_gives_the_same_bits(
     assert ppo.run(rest) == section
     tuned = [ctx.folder.models / "tuned" / "model.safetensors" for ctx in (rest, whole)]
     assert tuned[0].read_bytes() == tuned[1].read_bytes()
-    last = [ctx.out / "checkpoints" / "last" for ctx in (rest, whole)]
+    last = [ctx.out / "checkpoints" / f"step-{section['updates']:06d}" for ctx in (rest, whole)]
     for name in ("policy", "critic", "policy_optimizer", "critic_optimizer"):
         one, other = (load_file(path / f"{name}.safetensors") for path in last)
         assert one.keys() == other.keys()

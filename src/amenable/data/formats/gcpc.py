@@ -23,6 +23,13 @@ def _candidates(row: Preference) -> Json:
     return {**sides, "choice": row.choice.value}
 
 
+def prediction_row(instruction: str, input_text: str, completion: str) -> Json:
+    """A row of bulk inference, as its pipelines write it: what was asked, what was said."""
+    asked = f"{instruction}\n\n{input_text}" if instruction else input_text
+    inputs = {"inputs_pretokenized": asked, "targets_pretokenized": ""}
+    return {"inputs": inputs, "prediction": completion}
+
+
 def _chat(prompt: Prompt, answer: str | None = None) -> Json:
     turns = prompt.messages
     context = {}

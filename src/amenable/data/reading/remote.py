@@ -8,6 +8,7 @@ import re
 from typing import Any
 
 from amenable.errors import DataError
+from amenable.http_post import TRY_AGAIN
 from amenable.masking import shown_name, without_secrets
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*(?:://|::)")
@@ -42,7 +43,7 @@ def expand_url(name: str) -> list[str]:
     Raises:
         DataError: nothing matches, or the place cannot be reached.
     """
-    system, path = _filesystem(name)
+    system, path = filesystem(name)
     is_http = _protocol(name) in _HTTP  # where ? begins a query
     pattern = path.partition("?")[0] if is_http else path.replace("?", "*")
     if not re.search(r"[*\[]", pattern):
@@ -72,7 +73,7 @@ def open_url(name: str) -> io.BufferedReader:
     Raises:
         DataError: it cannot be opened. Reading raises OSError, whatever the place.
     """
-    system, path = _filesystem(name)
+    system, path = filesystem(name)
     is_http = _protocol(name) in _HTTP
     # Over HTTP one request from beginning to end: not every server answers ranges.
     how: dict[str, Any] = {"block_size": 0} if is_http else {}
@@ -89,7 +90,7 @@ def state_of_url(name: str) -> str:
     Raises:
         DataError: the file cannot be reached.
     """
-    system, path = _filesystem(name)
+    system, path = filesystem(name)
     try:
         known = system.info(path)
     except Exception as error:  # every filesystem has its own errors
@@ -146,11 +147,18 @@ def _as_os_error(error: Exception) -> OSError:
     return OSError(5, _one_line(error))
 
 
-def _filesystem(name: str) -> tuple[Any, str]:
-    """The fsspec filesystem of a URL and the path within it."""
+def filesystem(name: str, **options: Any) -> tuple[Any, str]:
+    """The fsspec filesystem of a URL and the path within it.
+
+    Args:
+        name: the URL.
+        options: of the filesystem.
+
+    Raises:
+        DataError: the URL is malformed, or a package that it needs is not installed.
+    """
     need_package("fsspec", name, extra="remote")
     fsspec = importlib.import_module("fsspec")
-    options: dict[str, Any] = {}
     try:
         if _protocol(name) in _HTTP:
             fsspec.get_filesystem_class("https")
@@ -184,16 +192,42 @@ def need_package(package: str, name: str, extra: str) -> None:
         )
 
 
+def access_refused(name: str, error: BaseException) -> str:
+    """What to say of an error that is a lack of access, with the remedy; empty if it is none."""
+    status, why = _answer(error)
+    if status in (401, 403) or isinstance(error, PermissionError) or "credential" in why.lower():
+        protocol = _protocol(name)
+        how = _CREDENTIALS.get(protocol, f"what fsspec's documentation of {protocol}:// names")
+        answer = f"the server answers {status}, access denied" if status else f"no access: {why}"
+        return f"{answer}; give credentials by {how}"
+    return ""
+
+
+def may_pass(error: BaseException) -> bool:
+    """Whether another try may help: there was no answer, or one that a busy server gives."""
+    status, _ = _answer(error)
+    if status is not None:
+        return status in TRY_AGAIN
+    return not isinstance(error, FileNotFoundError | FileExistsError | NotImplementedError)
+
+
+def reason(error: BaseException) -> str:
+    """Why, in one line without secrets: the first cause of an error."""
+    return _answer(error)[1]
+
+
+def _answer(error: BaseException) -> tuple[int | None, str]:
+    """The HTTP status, if there was an answer, and the first cause in one line."""
+    chain = _chain(error)
+    return next(filter(None, map(_status, chain)), None), _one_line(chain[-1])
+
+
 def _unreachable(name: str, error: Exception) -> DataError:
     """What to say when a URL cannot be opened or listed."""
     protocol, shown = _protocol(name), shown_name(name)
-    chain = _chain(error)
-    status = next(filter(None, map(_status, chain)), None)
-    why = _one_line(chain[-1])
-    if status in (401, 403) or isinstance(error, PermissionError) or "credential" in why.lower():
-        how = _CREDENTIALS.get(protocol, f"what fsspec's documentation of {protocol}:// names")
-        answer = f"the server answers {status}, access denied" if status else f"no access: {why}"
-        return DataError(f"{answer}; give credentials by {how}", path=shown)
+    status, why = _answer(error)
+    if refused := access_refused(name, error):
+        return DataError(refused, path=shown)
     if status == 404 or (isinstance(error, FileNotFoundError) and protocol not in _HTTP):
         answer = "the server answers 404: " if status else ""
         return DataError(f"{answer}there is no such file; correct the URL", path=shown)

@@ -13,6 +13,7 @@ from torch import Tensor
 from amenable.config.rewards import RewardPart, kind_of, reward_parts
 from amenable.data.schemas import Prompt
 from amenable.errors import StageError
+from amenable.ranks.group import led
 from amenable.rollout.rewards.functions import FunctionReward
 from amenable.rollout.rewards.http import HttpReward
 from amenable.rollout.rewards.models import FolderReward
@@ -39,6 +40,9 @@ class WeightedReward:
 
 class TextRewards:
     """Everything that scores texts; the run's own reward model, which reads tokens, is not in it.
+
+    Of several ranks the first asks, and tells the others: a service is not asked twice, and all
+    learn from the same verdicts.
 
     Args:
         parts: at least one, with names of their own.
@@ -73,7 +77,7 @@ class TextRewards:
             StageError: rewards failed for a larger share than `max_failures`, or for all, and not
                 `all_may_fail`.
         """
-        verdicts = [part.reward.judge(prompts, texts) for part in self._parts]
+        verdicts = led(lambda: [part.reward.judge(prompts, texts) for part in self._parts])
         reasons = _reasons(self._parts, verdicts, len(texts))
         if not all_may_fail:
             self._check(reasons)
@@ -95,7 +99,7 @@ class TextRewards:
     def scores_of(self, name: str, prompts: Sequence[Prompt], texts: Sequence[str]) -> list[float]:
         """[N] raw scores by one of the rewards, NaN where it failed; no normaliser sees them."""
         (reward,) = [part.reward for part in self._parts if part.name == name]
-        return [_sum(verdict) for verdict in reward.judge(prompts, texts)]
+        return [_sum(verdict) for verdict in led(lambda: reward.judge(prompts, texts))]
 
     def state(self) -> dict[str, Any]:
         """The running normalisers, by name; JSON-able."""

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from amenable.data.collate import PromptGroup, collate
 from amenable.errors import StageError
+from amenable.ranks.group import add_up
 from amenable.rollout.rewards.normaliser import Normaliser
 
 if TYPE_CHECKING:
@@ -51,11 +52,13 @@ def score_groups(
     starts = [0]
     for group in groups:
         starts.append(starts[-1] + len(group.completions))
-    scores = torch.zeros(starts[-1])
-    for part in role.split(groups, micro_batch_tokens):
+    scores = torch.zeros(starts[-1], dtype=role.wide)
+    for part, counts in role.turns(role.split(groups, micro_batch_tokens)):
         batch = collate([groups[i] for i in part], pad_id).to(role.device)
-        where = [n for i in part for n in range(starts[i], starts[i + 1])]
-        scores[where] = role.scores(batch).cpu()
+        found = role.scores(batch).cpu()
+        if counts:
+            scores[[n for i in part for n in range(starts[i], starts[i + 1])]] = found
+    add_up([scores])
     if not math.isfinite(float(scores.sum())):
         raise StageError("the reward model gives scores that are not finite; train it again")
     return scores

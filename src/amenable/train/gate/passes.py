@@ -19,6 +19,7 @@ from amenable.data.collate import PromptGroup, collate
 from amenable.models.logprobs import trunk_of
 from amenable.models.packed_attention import attention_by
 from amenable.models.roles import Role
+from amenable.ranks.sharding import passing
 from amenable.rollout.transformers_engine import TransformersEngine
 from amenable.rollout.types import uniform_noise
 
@@ -179,9 +180,17 @@ class Plain:
     def _states(self, rows: Sequence[Row], side: str, extra: int) -> tuple[Tensor, Tensor]:
         tokens, mask, positions = self._inputs(rows, side, extra)
         with self._active() as model:
-            hidden = trunk_of(model)(
-                input_ids=tokens, attention_mask=mask, position_ids=positions, use_cache=False
-            ).last_hidden_state
+            hidden = passing(
+                model,
+                lambda model: (
+                    trunk_of(model)(
+                        input_ids=tokens,
+                        attention_mask=mask,
+                        position_ids=positions,
+                        use_cache=False,
+                    ).last_hidden_state
+                ),
+            )
         places = _places(rows, side, tokens.shape[1])
         before = [hidden[row, start - 1 : end - 1] for row, (start, end) in enumerate(places)]
         last = [hidden[row, end - 1] for row, (_, end) in enumerate(places)]

@@ -15,6 +15,7 @@ from peft import PeftModel
 from torch import Tensor, nn
 
 from amenable.models.roles import Role
+from amenable.ranks.sharding import laid_out_as
 from amenable.rollout.transformers_engine import RolloutCopy
 
 _SEED = 20240611
@@ -39,7 +40,9 @@ def probed(role: Role, copy: RolloutCopy) -> Iterator[None]:
         with torch.no_grad():
             for parameter in parameters:
                 change = torch.randn(parameter.shape, generator=generator) * _SHARE
-                parameter.add_(change.to(parameter))
+                parameter.add_(
+                    laid_out_as(change.to(parameter.dtype), parameter).to(parameter.device)
+                )
         copy.sync()
         yield
     finally:

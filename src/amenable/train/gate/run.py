@@ -42,6 +42,7 @@ FP32 = 1e-4  # nats a token at temperature 1 and above, and per unit of a head's
 TIMES_NOISE = 1.5  # in bf16: of what plain transformers has on the same rows
 TIMES_DECODING_NOISE = 2.0  # the sampler's attention is of another kind than plain decoding's
 
+_NAMES = {torch.float32: "fp32", torch.float64: "fp64", torch.bfloat16: "bf16"}
 _PROMPTS = 4
 _SAMPLES = 2
 _NEW_TOKENS = 8
@@ -117,7 +118,7 @@ def _line(findings: Sequence[Finding], skipped: frozenset[str], seconds: float) 
 class _Ruler:
     """How far apart two paths may be.
 
-    In fp32 the largest difference counts and the bound is fixed. In bf16 a single token's
+    In fp32 and fp64 the largest difference counts and the bound is fixed. In bf16 a single token's
     difference says little: the root mean square over the tokens counts, against a multiple of what
     plain transformers has: between rows alone, padded on the left, and by another attention.
     """
@@ -153,10 +154,11 @@ class _Gate:
         self._pad = roles.foundation.renderer.pad_id
         self._heads = Heads.of(roles.reward_role, critic, self._pad)
         self._temperature = ctx.recipe.policy.temperature
-        fp32 = roles.foundation.dtype is torch.float32
-        self._ruler = _Ruler(fp32, FP32 / min(1.0, self._temperature))
+        dtype = roles.foundation.dtype
+        exact = dtype is not torch.bfloat16
+        self._ruler = _Ruler(exact, FP32 / min(1.0, self._temperature))
         self.findings: list[Finding] = []
-        self.more: dict[str, Any] = {"dtype": "fp32" if fp32 else "bf16", "noise": {}}
+        self.more: dict[str, Any] = {"dtype": _NAMES[dtype], "noise": {}}
 
     @property
     def everybody(self) -> list[Role]:

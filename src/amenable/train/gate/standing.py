@@ -13,6 +13,7 @@ from amenable.data.collate import PromptGroup, collate
 from amenable.models.build import Foundation
 from amenable.models.load import eos_ids
 from amenable.models.roles import Role
+from amenable.ranks.sharding import own_part, whole
 from amenable.rollout.transformers_engine import TransformersEngine
 from amenable.rollout.types import Request, Sampling
 from amenable.train.gate.findings import Finding, count
@@ -39,7 +40,8 @@ def finite_weights(modules: dict[str, nn.Module]) -> Finding:
         for name, parameter in module.named_parameters():
             if id(parameter) not in seen:
                 seen.add(id(parameter))
-                if not math.isfinite(float(parameter.detach().sum(dtype=torch.float32))):
+                held = own_part(parameter.detach())
+                if not math.isfinite(float(held.sum(dtype=torch.float32))):
                     faults.append(name)
     return count("finite", "weights that hold a number that is not finite", faults)
 
@@ -178,16 +180,15 @@ def gradient(
         loss = -policy.logprobs(batch).logprobs[batch.mask].mean()
         if loss.requires_grad:
             loss.backward()
+    grads = {key: whole(p.grad) for key, p in trained.items() if p.grad is not None}
     missing = [names.get(key, "?") for key, p in trained.items() if p.grad is None]
     infinite = [
-        names.get(key, "?")
-        for key, p in trained.items()
-        if p.grad is not None and not bool(torch.isfinite(p.grad).all())
+        names.get(key, "?") for key, grad in grads.items() if not bool(torch.isfinite(grad).all())
     ]
     zero = [
         names.get(key, "?")
-        for key, p in trained.items()
-        if p.grad is not None and p.dim() > 1 and not bool(p.grad.any())
+        for key, grad in grads.items()
+        if grad.dim() > 1 and not bool(grad.any())
     ]
     others = [
         names[key] for key, p in parameters.items() if key not in trained and p.grad is not None
