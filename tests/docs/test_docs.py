@@ -127,6 +127,13 @@ def test_health_page_is_up_to_date() -> None:
     )
 
 
+def test_scaling_page_is_up_to_date() -> None:
+    page = (DOCS / "scaling.md").read_text(encoding="utf-8")
+    assert page == script("build_scaling_page.py").page(page), (
+        "run: python docs/build_scaling_page.py"
+    )
+
+
 def test_recipe_page_has_every_key_in_its_section() -> None:
     page = (DOCS / "recipe.md").read_text(encoding="utf-8")
     for key in recipe_keys():

@@ -22,7 +22,7 @@ from amenable.plan.rates import (
 )
 from amenable.plan.rows import Rows
 from amenable.plan.shape import ModelShape
-from amenable.plan.work import Work, grouped, stage_work
+from amenable.plan.work import Work, stage_work, token_means
 
 LEAST_TOKENS = 128
 _TRAINING = ("sft", "reward", "policy")
@@ -148,10 +148,7 @@ def forecast(
 
     names = [stage.name for stage in STAGES if not stage.off(recipe)]
     budget = Budget(recipe, shape, rows, machine, process)
-    groups = grouped(recipe, rows)
-    total = sum(map(sum, groups))
-    context = total / len(groups) / 2
-    predicted = sum(sum(row[1:]) for row in groups) / total
+    context, predicted = token_means(recipe, rows)
     path = calibration_path(recipe, shape, identity(machine, budget.dtype))
     rates = saved_rates(path) or rates_of_table(recipe, shape, machine, context, predicted)
     forward = shape.forward_flops(context, predicted)

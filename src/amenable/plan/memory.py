@@ -21,7 +21,7 @@ from amenable.plan.hardware import Hardware
 from amenable.plan.rows import Lengths, Rows
 from amenable.plan.shape import ModelShape
 from amenable.plan.trace import trunk_activations
-from amenable.plan.work import Supervised, grouped, longest_micro_batch
+from amenable.plan.work import Supervised, grouped, has_critic, longest_micro_batch
 from amenable.rollout.lean_llama import MOST_WEIGHTS
 
 _FRAGMENTS = {"cpu": 1.45, "cuda": 1.1}
@@ -251,9 +251,11 @@ class Budget:
 
     @property
     def _critic(self) -> bool:
-        """A critic with weights of its own."""
-        policy = self.recipe.policy
-        return policy.algorithm == "ppo" and policy.ppo.critic == "adapter"
+        return has_critic(self.recipe)
+
+    def phases(self, stage: str) -> dict[str, Parts]:
+        """Bytes by part of every phase of a stage."""
+        return {phase.name: phase.parts for phase in self._phases(stage)}
 
     def _phases(self, stage: str) -> list[_Phase]:
         phases: dict[str, Callable[[], list[_Phase]]] = {

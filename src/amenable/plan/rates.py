@@ -20,7 +20,8 @@ from amenable.plan.shape import ModelShape
 from amenable.plan.work import Work
 
 _CPU_EFFICIENCY, _CARD_EFFICIENCY = 0.6, 0.35  # of the data sheet's matrix products
-_BANDWIDTH_EFFICIENCY = 0.6
+BANDWIDTH_SHARE = 0.6
+"""Of the data sheet's memory bandwidth, that weights and caches are read at; assumed."""
 _LAUNCHES_S = 0.8e-3  # of the kernels of one layer, one after another, on a card
 DISK = 0.5e9
 """Bytes a second that are written and hashed, or read."""
@@ -102,7 +103,7 @@ def rates_of_table(
     """
     on_card = machine.kind == "cuda"
     flops = machine.flops * (_CARD_EFFICIENCY if on_card else _CPU_EFFICIENCY)
-    bandwidth = machine.bandwidth * _BANDWIDTH_EFFICIENCY
+    bandwidth = machine.bandwidth * BANDWIDTH_SHARE
     number = machine.dtype(recipe.model.dtype).itemsize
     launches = shape.layers * (_LAUNCHES_S if on_card else 0.2e-3)
     quantise = recipe.model.quantise

@@ -98,6 +98,13 @@ def grouped(recipe: Recipe, rows: Rows) -> list[Lengths]:
     return [(row[0], *draw.choices(answers, k=count)) for row in rows.lengths["prompts"]]
 
 
+def token_means(recipe: Recipe, rows: Rows) -> tuple[float, float]:
+    """Tokens that a token attends to, and the share that the output projection reads."""
+    groups = grouped(recipe, rows)
+    total = sum(map(sum, groups))
+    return total / len(groups) / 2, sum(sum(row[1:]) for row in groups) / total
+
+
 def decoding(completions: Sequence[int]) -> tuple[int, int]:
     """Steps after the first token of a batch, and sequences in it summed over these steps."""
     active, total, longest = len(completions), 0, max(completions)
@@ -197,21 +204,53 @@ def _reward(recipe: Recipe, rows: Rows) -> Work:
     return _supervised(recipe.reward, rows, "preferences") + judged + offset + _STAGE
 
 
-def _on_policy(recipe: Recipe, rows: Rows) -> Work:
+@dataclass(frozen=True, kw_only=True)
+class UpdateWork:
+    """One update of an on-policy algorithm."""
+
+    sampling: Work
+    """Roll-outs, the reading of prompts included."""
+    measuring: Work
+    """Sweeps without a gradient: policy, reference, reward model, critic."""
+    learning: Work
+    """Passes of policy and critic."""
+
+    @property
+    def total(self) -> Work:
+        """All of it."""
+        return self.sampling + self.measuring + self.learning
+
+
+def on_policy_update(recipe: Recipe, rows: Rows) -> UpdateWork:
+    """What an update of `train.on_policy` computes."""
     policy, prompts = recipe.policy, rows.lengths["prompts"]
     completions, budget = _completions(recipe, rows), policy.micro_batch_tokens
     each = max(1, round(policy.prompts_per_update / policy.minibatches))
     groups = grouped(recipe, rows)
     sampled = _decode(prompts, policy.prompts_per_update, policy.samples_per_prompt, completions)
-    adapter_critic = policy.algorithm == "ppo" and policy.ppo.critic == "adapter"
-    sweeps = 2 + trains_reward(recipe) + adapter_critic
-    measured = _forward(groups, each, budget) * (policy.minibatches * sweeps)
+    critic = has_critic(recipe)
+    sweeps = 2 + trains_reward(recipe) + critic
     step = _train(groups, each, budget) * policy.minibatches
     learnt = step * policy.epochs
-    if adapter_critic:
+    if critic:
         learnt += step * (policy.ppo.critic_epochs or policy.epochs)
-    update = sampled + measured + learnt + Work(merges=1)
-    work = update * policy.updates + _STAGE + Work(models_read=1, fixed_s=0.3)
+    return UpdateWork(
+        sampling=sampled + Work(merges=1),
+        measuring=_forward(groups, each, budget) * (policy.minibatches * sweeps),
+        learning=learnt,
+    )
+
+
+def has_critic(recipe: Recipe) -> bool:
+    """A critic with weights of its own."""
+    return recipe.policy.algorithm == "ppo" and recipe.policy.ppo.critic == "adapter"
+
+
+def _on_policy(recipe: Recipe, rows: Rows) -> Work:
+    policy, prompts = recipe.policy, rows.lengths["prompts"]
+    completions = _completions(recipe, rows)
+    work = on_policy_update(recipe, rows).total * policy.updates
+    work += _STAGE + Work(models_read=1, fixed_s=0.3)
     if policy.gate:
         work += Work(forward_passes=_GATE[0], forward_tokens=_GATE[1], merges=2)
     if asked := rows["prompts.validation"]:
