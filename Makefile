@@ -31,13 +31,13 @@ TRACKERS := wandb==0.31.0 mlflow-skinny==3.17.2 sqlalchemy alembic trackio==0.43
 # thread repeats without fail.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help install demo test test-quantised test-kfp test-trackers test-peers test-py image lab \
-	survive parity peers check clean
+.PHONY: help install demo test test-quantised test-kfp test-trackers test-ray test-peers test-py image \
+	lab survive parity peers check clean
 
 help:
 	@sed -n 's/^# \{0,1\}//p;/^$$/q' Makefile
-	@echo "Targets: install demo test test-quantised test-kfp test-trackers test-peers test-py image" \
-		"lab survive parity peers check clean"
+	@echo "Targets: install demo test test-quantised test-kfp test-trackers test-ray test-peers test-py" \
+		"image lab survive parity peers check clean"
 
 install: $(STAMP)
 
@@ -84,6 +84,12 @@ test-kfp: install
 	fi
 	PYTHONPATH="$(CURDIR)/.venv-kfp" $(BIN)/python -m pytest -q tests/unit/pipeline/test_kfp.py \
 		tests/unit/pipeline/test_vertex.py $(ARGS)
+
+# The tiny recipe on a local Ray cluster: docs/ray.md. Ray lies beside the environment, as above.
+test-ray: install
+	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target .venv-ray ray jsonschema \
+		jsonschema-specifications msgpack referencing rpds-py tensorboardX -c constraints.txt
+	PYTHONPATH=.venv-ray $(BIN)/python -m pytest -q tests/integration/test_ray_run.py $(ARGS)
 
 # Other libraries as oracles, each in an environment of its own.
 test-peers: install
@@ -135,5 +141,5 @@ test-py:
 
 clean:
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage .venv-py3.12 \
-		.venv-py3.13 .venv-quantised .venv-kfp .venv-trackers
+		.venv-py3.13 .venv-quantised .venv-kfp .venv-trackers .venv-ray
 	find . -name __pycache__ -not -path './.venv*' -prune -exec rm -rf {} +

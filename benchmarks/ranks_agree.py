@@ -129,8 +129,19 @@ def write_data(folder: Path) -> None:
         write_jsonl(folder / f"prompts.{split}.jsonl", shown)
 
 
-def work(out: Path, names: list[str], modes: list[str], dtypes: list[str], updates: int) -> None:
-    """All cases in all modes, one after the other, in run folders below `out`."""
+def work(
+    out: Path,
+    names: list[str],
+    modes: list[str],
+    dtypes: list[str],
+    updates: int,
+    start: Path | None = None,
+) -> None:
+    """All cases in all modes, one after the other, in run folders below `out`.
+
+    In fp32 they begin with the models that one process has made in `start`: a gradient is compared
+    at the same weights.
+    """
     import torch
 
     from amenable.artifacts import writes_left_out
@@ -146,10 +157,12 @@ def work(out: Path, names: list[str], modes: list[str], dtypes: list[str], updat
             for mode in modes:
                 for name in names:
                     steps = 1 if dtype == "fp32" else updates
-                    _case(out / f"{dtype}-{mode}", name, settings(name, mode, dtype, steps))
+                    keys = settings(name, mode, dtype, steps)
+                    begin = start / f"{dtype}-{alone(mode)}" if start and dtype == "fp32" else None
+                    _case(out / f"{dtype}-{mode}", name, keys, begin)
 
 
-def _case(out: Path, name: str, keys: list[str]) -> None:
+def _case(out: Path, name: str, keys: list[str], start: Path | None) -> None:
     """One case; what it made is kept in `out/NAME`."""
     import torch
 
@@ -161,6 +174,13 @@ def _case(out: Path, name: str, keys: list[str]) -> None:
     if name == "ppo-ensemble":  # which needs a reward model of its own
         folder = out / "ensemble"
         _run("reward", folder, keys)
+    if start is not None and group.rank() == 0:
+        for path in (start / folder.name / "models").iterdir():
+            own = folder / "models" / path.name
+            if path.name != stage and own.exists():
+                shutil.rmtree(own)
+                shutil.copytree(path, own)
+    group.gathered(None)
     group.traffic.clear()
     gradients = _run(stage, folder, keys)
     group.gathered(None)  # rank 0 has written
@@ -223,13 +243,20 @@ def _run(stage: str, root: Path, keys: list[str]) -> dict[str, Any]:
 
 
 def launch(
-    ranks: int, out: Path, names: list[str], modes: list[str], dtypes: list[str], updates: int = 5
+    ranks: int,
+    out: Path,
+    names: list[str],
+    modes: list[str],
+    dtypes: list[str],
+    updates: int = 5,
+    start: Path | None = None,
 ) -> None:
     """Run the cases in so many processes."""
     from amenable.ranks.launch import torchrun_command
 
     words = ["--worker", str(out), "--updates", str(updates), "--cases", ",".join(names)]
     words += ["--modes", ",".join(modes), "--dtypes", ",".join(dtypes)]
+    words += [] if start is None else ["--start", str(start)]
     if ranks == 1:
         command = [sys.executable, __file__, *words]
     else:
@@ -287,7 +314,7 @@ def compare(
         folders = {n: Path(scratch) / f"{n}" for n in (1, *ranks)}
         for n, folder in folders.items():
             own = modes if n > 1 else sorted({alone(mode) for mode in modes})
-            launch(n, folder, names, own, dtypes, updates)
+            launch(n, folder, names, own, dtypes, updates, folders[1] if n > 1 else None)
         for dtype in dtypes:
             for mode in modes:
                 print(f"\n{dtype}, {mode}; allowed: {TOLERANCE[dtype]:g}\n")
@@ -319,11 +346,12 @@ def main() -> None:
     parser.add_argument("--dtypes", default="fp64,fp32")
     parser.add_argument("--updates", type=int, default=5)
     parser.add_argument("--worker", type=Path)
+    parser.add_argument("--start", type=Path)
     given = parser.parse_args()
     names = given.cases.split(",") if given.cases else cases()
     modes, dtypes = given.modes.split(","), given.dtypes.split(",")
     if given.worker is not None:
-        work(given.worker, names, modes, dtypes, given.updates)
+        work(given.worker, names, modes, dtypes, given.updates, given.start)
         return
     ranks = [int(n) for n in given.ranks.split(",") if n != "1"]
     sys.exit(0 if compare(ranks, names, modes, dtypes, given.updates) else 1)

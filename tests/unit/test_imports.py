@@ -19,6 +19,7 @@ LIGHT_MODULES = [
     "amenable.data.splits",
     "amenable.pipeline.stages",
     "amenable.pipeline.local",
+    "amenable.pipeline.ray",
     "amenable.pipeline.kfp_tasks",
     "amenable.pipeline.vertex_parameters",
     "amenable.pipeline.vertex_tasks",

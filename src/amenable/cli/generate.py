@@ -5,11 +5,14 @@ from __future__ import annotations
 import hashlib
 import itertools
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from amenable.cli.options import On
 
 if TYPE_CHECKING:
     from amenable.config.recipe import Recipe
@@ -60,6 +63,10 @@ def generate(
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one JSON object a line on stdout.")
     ] = False,
+    on: On = None,
+    workers: Annotated[
+        int, typer.Option(metavar="N", min=1, help="Tasks that share the prompts, with --on.")
+    ] = 1,
 ) -> None:
     """Complete prompts with a model.
 
@@ -76,6 +83,9 @@ def generate(
     source = model_source(model)
     recipe = _recipe_of(source, max_new_tokens)
     sampling = {"temperature": temperature, "top_p": top_p, "top_k": top_k}
+    if on is not None:
+        _on_ray(on, workers, out, source, asked, recipe, sampling, seed, shape)
+        return
     if out is not None:
         _to_file(out, source, asked, recipe, sampling, seed, shape)
         return
@@ -114,32 +124,89 @@ def _to_file(
     seed: int,
     shape: Shape,
 ) -> None:
+    """Write the rows; the unfinished file is OUT.part."""
+    from amenable.artifacts import whole_rows, write_jsonl
+    from amenable.pipeline.lock import file_lock
+
+    part = out.with_name(f"{out.name}.part")
+    with file_lock(out):
+        _fill(part, source, prompts, recipe, sampling, seed, shape)
+        write_jsonl(out, whole_rows(part)[1:])
+        part.unlink()
+
+
+def _on_ray(
+    on: str,
+    workers: int,
+    out: Path | None,
+    source: Path | str,
+    prompts: Sequence[Prompt],
+    recipe: Recipe,
+    sampling: dict[str, Any],
+    seed: int,
+    shape: Shape,
+) -> None:
+    """The same file by so many tasks; each fills OUT.K-of-N.part, kept when they are stopped."""
+    from amenable.artifacts import Progress, whole_rows, write_jsonl
+    from amenable.errors import UsageError
+    from amenable.pipeline.lock import file_lock
+    from amenable.pipeline.ray import place_of, run_tasks
+
+    if out is None:
+        raise UsageError("--on: say where the rows go, with --out FILE")
+    out = out.absolute()
+    parts = [out.with_name(f"{out.name}.{n}-of-{workers}.part") for n in range(workers)]
+    shared = [
+        (part, source, prompts[n::workers], recipe, sampling, seed, shape)
+        for n, part in enumerate(parts)
+    ]
+    place = replace(place_of(recipe, "evaluate"), workers=workers)
+    with file_lock(out):
+        run_tasks(on, out.parent, place, recipe.ray.max_failures, _fill_alone, shared, Progress())
+        rows = [whole_rows(part)[1:] for part in parts]
+        write_jsonl(out, (rows[n % workers][n // workers] for n in range(len(prompts))))
+        for part in parts:
+            part.unlink()
+
+
+def _fill_alone(part: Path, *what: Any) -> None:
+    """`_fill` while nobody else does."""
+    from amenable.pipeline.lock import file_lock
+
+    with file_lock(part):
+        _fill(part, *what)
+
+
+def _fill(
+    part: Path,
+    source: Path | str,
+    prompts: Sequence[Prompt],
+    recipe: Recipe,
+    sampling: dict[str, Any],
+    seed: int,
+    shape: Shape,
+) -> None:
     """Write the rows, some prompts at a time; what a stopped command has written is kept.
 
-    The unfinished file is OUT.part, whose first line says what it is the output of.
+    The first line says what the file is the output of.
     """
     import json
 
     from amenable.artifacts import Progress, append_jsonl, whole_rows, write_jsonl
     from amenable.config.load import recipe_to_dict
-    from amenable.pipeline.lock import file_lock
 
     asked = [(prompt.id, prompt.text) for prompt in prompts]
     told = [str(source), asked, recipe_to_dict(recipe), sampling, seed, str(shape)]
     head = {"of": hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()}
-    part = out.with_name(f"{out.name}.part")
-    with file_lock(out):
-        known = whole_rows(part)
-        if known[:1] == [head]:
-            Progress().say(f"generate: {len(known) - 1} of {len(prompts)} rows are there already")
-        else:
-            write_jsonl(part, [head])
-            known = [head]
-        rows = complete(source, prompts[len(known) - 1 :], recipe, sampling, seed)
-        while some := list(itertools.islice(rows, _BETWEEN_WRITES)):
-            append_jsonl(part, [_shaped(row, recipe, shape) for row in some])
-        write_jsonl(out, whole_rows(part)[1:])
-        part.unlink()
+    known = whole_rows(part)
+    if known[:1] == [head]:
+        Progress().say(f"generate: {len(known) - 1} of {len(prompts)} rows are there already")
+    else:
+        write_jsonl(part, [head])
+        known = [head]
+    rows = complete(source, prompts[len(known) - 1 :], recipe, sampling, seed)
+    while some := list(itertools.islice(rows, _BETWEEN_WRITES)):
+        append_jsonl(part, [_shaped(row, recipe, shape) for row in some])
 
 
 def _prompts(texts: Sequence[str], files: Sequence[str]) -> list[Prompt]:
@@ -158,8 +225,6 @@ def _prompts(texts: Sequence[str], files: Sequence[str]) -> list[Prompt]:
 
 def _recipe_of(source: Path | str, max_new_tokens: int | None) -> Recipe:
     """The recipe of the run that the model belongs to, or the defaults."""
-    from dataclasses import replace
-
     from amenable.config.load import recipe_beside
 
     recipe = recipe_beside(source)

@@ -19,3 +19,11 @@ MaxMinutes = Annotated[
     typer.Option("--max-minutes", metavar="N", help="End well inside N minutes, complete."),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
+On = Annotated[
+    str | None,
+    typer.Option(
+        "--on",
+        metavar="ray[://ADDRESS]",
+        help="On the Ray cluster at ADDRESS, or on one that is started on this machine.",
+    ),
+]

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from amenable.cli.options import AsJson, MaxMinutes, Out, Overrides, Seed
+from amenable.cli.options import AsJson, MaxMinutes, On, Out, Overrides, Seed
 from amenable.masking import shown_name
 from amenable.ranks.launch import leads
 
@@ -58,6 +59,7 @@ def run(
     processes: Annotated[
         int, typer.Option(metavar="N", min=1, help="Share the work of N processes of this machine.")
     ] = 1,
+    on: On = None,
     keys: Annotated[bool, typer.Option("--keys", help="List every recipe key and stop.")] = False,
 ) -> None:
     """Run a recipe; run again to go on from where it stopped.
@@ -72,10 +74,10 @@ def run(
     if recipe is None:
         raise typer.BadParameter("which recipe? Try: amenable run examples/tiny.toml")
     if processes > 1:
-        _run_in(processes)
+        _run_in(processes, on)
     if seeds:
         numbers = _numbers(seeds, seed)
-        _run_seeds(recipe, overrides, out, numbers, (only, until), max_minutes, as_json)
+        _run_seeds(recipe, overrides, out, numbers, (only, until), max_minutes, as_json, on)
         return
     _run(
         recipe,
@@ -86,10 +88,11 @@ def run(
         until=until,
         max_minutes=max_minutes,
         as_json=as_json,
+        on=on,
     )
 
 
-def _run_in(processes: int) -> None:
+def _run_in(processes: int, on: str | None) -> None:
     """The same command line in several processes; ends with their exit code."""
     import subprocess
     import sys
@@ -97,6 +100,8 @@ def _run_in(processes: int) -> None:
     from amenable.errors import UsageError
     from amenable.ranks.launch import seat, torchrun_command
 
+    if on:
+        raise UsageError("--processes and --on exclude each other; on Ray, ray.workers counts")
     if seat() is not None:
         raise UsageError("--processes: this is one of several processes already; leave it out")
     words: list[str] = []
@@ -118,16 +123,16 @@ def _run(
     until: str | None = None,
     max_minutes: float | None = None,
     as_json: bool = False,
+    on: str | None = None,
 ) -> None:
     from amenable.config.load import load_recipe
-    from amenable.pipeline import local
     from amenable.pipeline.mirror import place
 
     settings = list(overrides or ())
     settings += [] if seed is None else [f"seed={seed}"]
     recipe = load_recipe(path, settings)
     folder = place(out or f"runs/{recipe.name}")
-    summary = local.run(recipe, folder, only=only, until=until, max_minutes=max_minutes)
+    summary = _runner(on)(recipe, folder, only=only, until=until, max_minutes=max_minutes)
     if not leads():
         return
     if as_json:
@@ -135,6 +140,17 @@ def _run(
         return
     for line in result_lines(summary, folder):
         typer.echo(line)
+
+
+def _runner(on: str | None) -> Callable[..., dict[str, Any]]:
+    """What runs a recipe: this process, or a cluster."""
+    if on is None:
+        from amenable.pipeline import local
+
+        return local.run
+    from amenable.pipeline import ray
+
+    return partial(ray.run, on=on)
 
 
 def _numbers(seeds: str, seed: int | None) -> list[int]:
@@ -157,11 +173,11 @@ def _run_seeds(
     stages: tuple[str | None, str | None],
     max_minutes: float | None,
     as_json: bool,
+    on: str | None,
 ) -> None:
     """One run after the other; what is done is skipped when the command is given again."""
     from amenable.cli.report import several
     from amenable.config.load import load_recipe
-    from amenable.pipeline import local
     from amenable.pipeline.mirror import place
 
     only, until = stages
@@ -170,7 +186,7 @@ def _run_seeds(
         recipe = load_recipe(path, [*(overrides or ()), f"seed={seed}"])
         root = out or f"runs/{recipe.name}"
         folders.append(place(f"{root.rstrip('/')}/seed-{seed}"))
-        summary = local.run(recipe, folders[-1], only=only, until=until, max_minutes=max_minutes)
+        summary = _runner(on)(recipe, folders[-1], only=only, until=until, max_minutes=max_minutes)
         if leads() and not as_json:
             typer.echo(f"seed {seed}")
             for line in result_lines(summary, folders[-1]):

@@ -16,6 +16,7 @@ from amenable.config.needs import (
     needs_preferences,
 )
 from amenable.config.policy import GATE_CHECKS
+from amenable.config.ray import RAY_STAGES
 from amenable.config.recipe import Recipe
 from amenable.config.rewards import broken_rewards, uses_own_reward
 from amenable.errors import RecipeError
@@ -149,6 +150,13 @@ RANGES: dict[str, Range] = {
     "evaluate.best_of": ANY,
     "evaluate.best_of_prompts": COUNT,
     "evaluate.diversity_prompts": ANY,
+    "ray.workers": COUNT,
+    "ray.cpus_per_worker": POSITIVE,
+    "ray.gpus_per_worker": ANY,
+    "ray.max_failures": Range(-1),
+    **{f"ray.{stage}.workers": ANY for stage in RAY_STAGES},
+    **{f"ray.{stage}.cpus_per_worker": ANY for stage in RAY_STAGES},
+    **{f"ray.{stage}.gpus_per_worker": Range(-1) for stage in RAY_STAGES},
 }
 
 

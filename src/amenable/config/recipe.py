@@ -13,6 +13,7 @@ from amenable.config.health import HealthConfig
 from amenable.config.kfp import KfpConfig
 from amenable.config.model import ModelConfig
 from amenable.config.policy import PolicyConfig
+from amenable.config.ray import RayConfig
 from amenable.config.reward import RewardConfig
 from amenable.config.sft import SFTConfig
 
@@ -65,6 +66,9 @@ class Recipe:
 
     kfp: KfpConfig = KfpConfig()
     """Kubeflow Pipelines."""
+
+    ray: RayConfig = RayConfig()
+    """Ray cluster."""
 
     def __post_init__(self) -> None:
         """Write out the sizes of micro-batches that were left to the kind of training."""

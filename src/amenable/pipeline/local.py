@@ -15,7 +15,7 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -97,7 +97,7 @@ def run(
     recipe: Recipe,
     out_dir: Path | str,
     *,
-    only: str | None = None,
+    only: str | Collection[str] | None = None,
     until: str | None = None,
     max_minutes: float | None = None,
     progress: Progress | None = None,
@@ -109,7 +109,7 @@ def run(
     Args:
         recipe: the resolved recipe.
         out_dir: the run folder, made if missing; of a URL a working folder is mirrored there.
-        only: run this stage alone; what it needs must be done.
+        only: run this stage, or these, alone; what they need must be done.
         until: run the stages up to and with this one.
         max_minutes: end well inside this budget, with every artifact.
         progress: what the user sees; None draws on stderr.
@@ -148,7 +148,9 @@ def run(
     return result
 
 
-def select(stages: Sequence[Stage], only: str | None, until: str | None) -> list[Stage]:
+def select(
+    stages: Sequence[Stage], only: str | Collection[str] | None, until: str | None
+) -> list[Stage]:
     """The stages that --only and --until leave.
 
     Raises:
@@ -157,11 +159,12 @@ def select(stages: Sequence[Stage], only: str | None, until: str | None) -> list
     names = [stage.name for stage in stages]
     if only and until:
         raise UsageError("--only and --until exclude each other; give one of them")
-    for flag, name in (("--only", only), ("--until", until)):
+    alone = [only] if isinstance(only, str) else only or ()
+    for flag, name in (*(("--only", name) for name in alone), ("--until", until)):
         if name and name not in names:
             raise UsageError(f"{flag}: no stage {name!r}; the stages are {', '.join(names)}")
     if only:
-        return [stages[names.index(only)]]
+        return [stage for stage in stages if stage.name in alone]
     return list(stages[: names.index(until) + 1] if until else stages)
 
 

@@ -139,3 +139,10 @@ def test_a_second_command_on_the_same_file_is_refused(
     assert "is writing this file; wait for it, stop it, or choose another file" in told
     assert generate(monkeypatch, *words, str(out)) == 0
     assert sorted(path.name for path in tmp_path.iterdir()) == ["other.jsonl", "out.jsonl"]
+
+
+def test_on_a_cluster_rows_go_to_a_file(
+    run_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert generate(monkeypatch, str(run_folder), "A", "--on", "ray", "--workers", "2") == 2
+    assert "--on: say where the rows go, with --out FILE" in capsys.readouterr().err

@@ -36,7 +36,7 @@ def test_every_recipe_key_belongs_to_a_stage() -> None:
     used = {key for stage in STAGES for key in config_values(stage, flatten(Recipe()))}
     without_effect_on_results = {"schema_version", "trackers", "health.off", "health.stop_on"}
     without_effect_on_results |= {
-        key for key in flatten(Recipe()) if key.startswith(("checkpoint.", "kfp."))
+        key for key in flatten(Recipe()) if key.startswith(("checkpoint.", "kfp.", "ray."))
     }
     assert set(flatten(Recipe())) - used == without_effect_on_results
 
