@@ -47,10 +47,12 @@ TABLES = (
 
 @cache
 def shape(base: str) -> ModelShape:
+    """Of a model that the planner knows."""
     return shape_of(config_of(base), base)
 
 
 def recipe(base: str, way: str) -> Recipe:
+    """Of the page's update."""
     return load_recipe(None, [f"model.base={base}", way, *UPDATE])
 
 

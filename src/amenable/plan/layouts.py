@@ -10,16 +10,18 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
+from amenable.config.needs import trains_reward
 from amenable.config.recipe import Recipe
 from amenable.plan.hardware import Hardware
 from amenable.plan.memory import Budget, Parts
 from amenable.plan.rates import BANDWIDTH_SHARE, Rates, rates_of_table
 from amenable.plan.rows import Rows
 from amenable.plan.shape import ModelShape
-from amenable.plan.work import UpdateWork, Work, on_policy_update, token_means
+from amenable.plan.work import UpdateWork, Work, has_critic, on_policy_update, token_means
 
 _GRADIENT = 4  # bytes of a number that is summed over ranks
-_NUMBERS = 8 + 4 * 4  # bytes of a sampled token: id, two log-probabilities, entropy, value
+_ID, _NUMBERS = 8, 4 * 4  # bytes of a sampled token: two log-probabilities, entropy, value
+_SCORE = 4  # bytes of an episode's
 _SHARDED = (
     "weights",
     "gradients",
@@ -169,12 +171,14 @@ def _share(recipe: Recipe, ranks: int) -> Recipe:
 
 def _memory(budget: Budget, layout: Layout, group: int) -> dict[str, Parts]:
     """Bytes by part of each phase of the policy stage."""
-    found = {}
+    found, shape = {}, budget.shape
+    # two layers; and embedding, norm and head around the whole pass
+    at_once = 2 * shape.linear / shape.layers + shape.parameters - shape.linear
     for phase, whole in budget.phases("policy").items():
         parts = dict(whole)
         if group > 1:
             parts |= {name: parts[name] / group for name in _SHARDED if name in parts}
-            parts["layers gathered"] = 2 * budget.export / budget.shape.layers
+            parts["weights gathered"] = budget.base / shape.parameters * at_once
             parts["roll-out copy"] = budget.export
         if layout.engine and "roll-out copy" in parts:
             parts["roll-out copy"] /= layout.engine
@@ -208,12 +212,20 @@ def _traffic(
     episodes = policy.prompts_per_update * policy.samples_per_prompt * ranks
     tokens, groups = episodes * sum(answers) / len(answers), ranks // group
     trained = _GRADIENT * budget.trained
-    found = {"results": ring(_NUMBERS * tokens, 1, ranks, ranks)}
+    found = {
+        "roll-outs": ring(_ID * tokens, 1, ranks, ranks),
+        "results": ring(_NUMBERS * tokens + _SCORE * episodes, 2, ranks, ranks),  # as sums
+    }
     if group > 1:
-        sweeps, passes = measuring.forward_passes, learning.train_passes
-        layers = shape.layers
+        passes, layers = learning.train_passes, shape.layers
+        learners = 1 + has_critic(budget.recipe)
+        roles = 1 + learners + trains_reward(budget.recipe)
+        sweeps = measuring.forward_passes / roles
+        gathers = sweeps * roles + 2 * passes  # those of the learners in the precision of training
+        size = budget.base * (sweeps * learners + 2 * passes)
+        size += budget.export * sweeps * (roles - learners)
         found |= {
-            "weights": ring(budget.export, sweeps + 2 * passes, group, group, layers, hidden=True),
+            "weights": ring(size / gathers, gathers, group, group, layers, hidden=True),
             "scattered gradients": ring(trained, passes, group, group, layers, hidden=True),
             "roll-out copy": ring(budget.export, 1, group, group),
         }

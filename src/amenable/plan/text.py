@@ -14,7 +14,7 @@ def lines(found: Forecast) -> list[str]:
     if found.recipe.model.quantise != "none":
         how += f" on a base in {found.recipe.model.quantise}"
     tied = ", also the output projection" if shape.tied else f", output projection {shape.head:,}"
-    cards = f", of which a run uses one of {machine.cards}" if machine.cards > 1 else ""
+    cards = f", of which a process uses one of {machine.cards}" if machine.cards > 1 else ""
     text = [
         f"model     {shape.name}: {shape.parameters:,} weights ({shape.linear:,} in linear layers, "
         f"embedding {shape.embedding:,}{tied})",

@@ -34,12 +34,14 @@ def test_replicas_send_gradients_by_hand(tiny_shape: ModelShape) -> None:
     """Policy and critic step 3 × 2 times each; a ring of 4 sends twice 3/4 of the adapter."""
     found = of(tiny_shape, Layout(name="replicated"), 4)
     assert found.sent["summed gradients"] == 12 * 2 * 0.75 * 4 * tiny_shape.adapter(16)
-    assert found.sent["results"] == 0.75 * 16 * 4 * 24
-    assert set(found.sent) == {"summed gradients", "results"}
+    assert found.sent["roll-outs"] == 0.75 * 16 * 4 * 8
+    assert found.sent["results"] == 2 * 0.75 * 16 * (4 * 16 + 4)
+    assert set(found.sent) == {"summed gradients", "roll-outs", "results"}
 
 
 def test_shards_send_weights_by_hand(tiny_shape: ModelShape) -> None:
-    """Of 8 prompts each of 4 ranks has 2, one a minibatch: 2 × 4 looks, 2 × 3 × 2 passes."""
+    """Of 8 prompts each of 4 ranks has 2, one a minibatch: 2 × 4 looks, 2 × 3 × 2 passes; all of
+    it in fp32 on this recipe."""
     found = of(tiny_shape, Layout(name="sharded", shards=0), 4, EVERY_WEIGHT)
     size = 4 * tiny_shape.parameters
     assert found.sent["weights"] == 0.75 * size * (8 + 2 * 12)
