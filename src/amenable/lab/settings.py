@@ -170,7 +170,7 @@ ON_POLICY = (
         algorithm="gspo",
         name="KL in the reward, two passes",
         keys=_IN_REWARD | _TWO_PASSES,
-        rates={"random table": 0.5},
+        rates={"random table": 0.5, "structured llama": 0.5},
     ),
     Setting(algorithm="online-dpo", name="soft labels", rates={"random table": 1.5}),
     Setting(
