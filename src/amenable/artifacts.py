@@ -360,7 +360,7 @@ class MetricsLog:
             StorageError: the disk is full or not writable.
         """
         for path in (self.metrics_path, self.samples_path):
-            if path.exists():
+            if path.exists() and not is_left_out(path):
                 with storage_errors(path), path.open("rb") as file:
                     os.fsync(file.fileno())
 

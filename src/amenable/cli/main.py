@@ -73,7 +73,7 @@ def main() -> None:
     """Runs the command line and exits: 0 done, 1 failed, 2 bad usage or input, 130, 143 stopped."""
     debug = _take_debug_flag(sys.argv)
     try:
-        app(prog_name="amenable")
+        app(prog_name="amenable", obj=debug)
     except AmenableError as error:
         _tell(str(error), debug)
         sys.exit(error.exit_code)

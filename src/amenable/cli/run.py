@@ -38,6 +38,7 @@ def demo(
 
 
 def run(
+    context: typer.Context,
     recipe: Annotated[
         Path | None, typer.Argument(metavar="RECIPE", help="A TOML file.", show_default=False)
     ] = None,
@@ -74,7 +75,7 @@ def run(
     if recipe is None:
         raise typer.BadParameter("which recipe? Try: amenable run examples/tiny.toml")
     if processes > 1:
-        _run_in(processes, on)
+        _run_in(processes, on, debug=bool(context.obj))
     if seeds:
         numbers = _numbers(seeds, seed)
         _run_seeds(recipe, overrides, out, numbers, (only, until), max_minutes, as_json, on)
@@ -92,13 +93,12 @@ def run(
     )
 
 
-def _run_in(processes: int, on: str | None) -> None:
+def _run_in(processes: int, on: str | None, *, debug: bool) -> None:
     """The same command line in several processes; ends with their exit code."""
-    import subprocess
     import sys
 
     from amenable.errors import UsageError
-    from amenable.ranks.launch import seat, torchrun_command
+    from amenable.ranks.launch import run_processes, seat
 
     if on:
         raise UsageError("--processes and --on exclude each other; on Ray, ray.workers counts")
@@ -110,7 +110,8 @@ def _run_in(processes: int, on: str | None) -> None:
             words.pop()
         elif not word.startswith("--processes="):
             words.append(word)
-    raise typer.Exit(subprocess.run(torchrun_command(processes, words), check=False).returncode)
+    words += ["--debug"] * debug
+    raise typer.Exit(run_processes(processes, ["-m", "amenable", *words]))
 
 
 def _run(

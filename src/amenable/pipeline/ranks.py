@@ -227,7 +227,8 @@ def crew(own: Seat, recipe: Recipe, folder: Path) -> Iterator[Crew]:
             yield team
         well = True
     except BaseException as error:
-        watch.fail(_first_line(error))
+        if not isinstance(error, SystemExit):  # a stop that rank 0 has told of
+            watch.fail(_first_line(error))
         raise
     finally:
         watch.leave(well=well)

@@ -8,7 +8,9 @@ loads no torch.
 from __future__ import annotations
 
 import os
+import signal
 import socket
+import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -84,23 +86,49 @@ def leads() -> bool:
     return own is None or own.rank == 0
 
 
-def torchrun_command(processes: int, words: Sequence[str]) -> list[str]:
-    """What runs `amenable WORDS` in so many processes on this machine.
+def run_processes(count: int, words: Sequence[str]) -> int:
+    """Run `python WORDS` in so many processes of this machine, and pass on what stops them.
+
+    They share the cores. Each of Ctrl-C, SIGTERM and SIGHUP that this process gets goes to all of
+    them, once: they sit in sessions of their own, where a terminal's Ctrl-C does not reach them a
+    second time.
 
     Args:
-        processes: at least 2.
-        words: of the command line, without `--processes`.
+        count: at least 2.
+        words: the interpreter's.
+
+    Returns:
+        Rank 0's exit code, or another's where that is 0; 128 + the signal that ended it.
     """
-    return [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        f"--nproc-per-node={processes}",
-        "-m",
-        "amenable",
-        *words,
-    ]
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    shared = {
+        "WORLD_SIZE": str(count),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "OMP_NUM_THREADS": str(max(1, len(os.sched_getaffinity(0)) // count)),
+        **os.environ,
+    }
+    ranks: list[subprocess.Popen[bytes]] = []
+
+    def pass_on(number: int, _: object) -> None:
+        told = signal.SIGTERM if number == signal.SIGHUP else number
+        for process in ranks:
+            process.send_signal(told)
+
+    before = {n: signal.signal(n, pass_on) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    try:
+        for rank in range(count):
+            own = {**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}
+            command = [sys.executable, *words]
+            ranks.append(subprocess.Popen(command, env=own, start_new_session=True))
+        codes = [process.wait() for process in ranks]
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    code = next((code for code in codes if code), 0)
+    return code if code >= 0 else 128 - code
 
 
 def join(own: Seat, timeout_s: float = JOIN_TIMEOUT_S) -> None:

@@ -100,7 +100,7 @@ def whole_ones(tensors: Iterable[tuple[str, Tensor]], *, keep: bool) -> dict[str
             key = own_part(tensor).data_ptr() if own_part(tensor).numel() else id(tensor)
             if key not in seen:
                 one = whole(tensor.detach())
-                seen[key] = one if keep else tensor
+                seen[key] = one.cpu() if keep else tensor  # a card may not hold all of them
             tensor = seen[key]
         if keep:
             found[name] = tensor

@@ -155,12 +155,15 @@ class Checkpoints:
             shutil.rmtree(hidden)
 
     def _clean(self) -> None:
-        """What a kill has left of a checkpoint that was being written or removed."""
+        """What a kill has left of a checkpoint that was being written, replaced or removed."""
         if is_left_out(self._folder):
             return
         with storage_errors(self._folder):
             for path in self._folder.glob(".*"):
-                if path.is_dir():
+                replaced = path.with_name(path.stem.removeprefix("."))
+                if path.suffix == ".old" and not replaced.exists():
+                    path.replace(replaced)
+                elif path.is_dir():
                     shutil.rmtree(path)
 
     def _steps(self) -> list[int]:

@@ -370,7 +370,7 @@ class _OnPolicyLoop:
             logprobs=policy.logprobs,
             ref_logprobs=reference.logprobs,
             entropy=policy.entropy,
-            scores=raw.scores,
+            scores=raw.scores.to(micro.scores.dtype),  # zeros, where rewards read texts
             disagreement=raw.disagreement,
             states=raw.states,
         )

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
-from types import SimpleNamespace
-from typing import Any
+import time
+from pathlib import Path
 
 import pytest
 
 from amenable.cli.main import main
+from amenable.ranks import launch
 from amenable.ranks.launch import Seat, leads, seat
 
 
@@ -34,27 +37,65 @@ def test_a_seat_is_read_from_the_environment(monkeypatch: pytest.MonkeyPatch) ->
     assert not leads()
 
 
-@pytest.mark.parametrize("given", [["--processes", "3"], ["--processes=3"]])
-def test_processes_runs_the_same_words_under_torchrun(
-    monkeypatch: pytest.MonkeyPatch, given: list[str]
-) -> None:
-    seen: list[list[str]] = []
+@pytest.mark.parametrize("given", [["--processes", "3"], ["--processes=3", "--debug"]])
+def test_processes_run_the_same_words(monkeypatch: pytest.MonkeyPatch, given: list[str]) -> None:
+    seen: list[tuple[int, list[str]]] = []
 
-    def run(command: list[str], **_: Any) -> SimpleNamespace:
-        seen.append(command)
-        return SimpleNamespace(returncode=7)
+    def run(count: int, words: list[str]) -> int:
+        seen.append((count, words))
+        return 7
 
     monkeypatch.delenv("WORLD_SIZE", raising=False)
-    monkeypatch.setattr(subprocess, "run", run)
+    monkeypatch.setattr(launch, "run_processes", run)
     words = ["run", "recipe.toml", *given, "--set", "seed=3"]
     monkeypatch.setattr(sys, "argv", ["amenable", *words])
     with pytest.raises(SystemExit) as ended:
         main()
     assert ended.value.code == 7
-    (command,) = seen
-    assert command[1:3] == ["-m", "torch.distributed.run"]
-    assert "--nproc-per-node=3" in command
-    assert command[-6:] == ["-m", "amenable", "run", "recipe.toml", "--set", "seed=3"]
+    told = ["-m", "amenable", "run", "recipe.toml", "--set", "seed=3"]
+    assert seen == [(3, told + given[1:] if "=" in given[0] else told)]
+
+
+def test_processes_get_a_seat_each_and_share_the_cores(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(9)))
+    names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "OMP_NUM_THREADS")
+    program = (
+        "import os, pathlib, sys; "
+        f"told = ' '.join(os.environ[name] for name in {names}); "
+        "pathlib.Path(sys.argv[1], os.environ['RANK']).write_text(told); "
+        "sys.exit(3 * (os.environ['RANK'] == '1'))"
+    )
+    assert launch.run_processes(2, ["-c", program, str(tmp_path)]) == 3
+    assert [(tmp_path / rank).read_text() for rank in "01"] == ["0 0 2 4", "1 1 2 4"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_reaches_every_process_once(tmp_path: Path, number: signal.Signals) -> None:
+    """Each notes what it hears, and ends some time after the first."""
+    program = (
+        "import os, pathlib, signal, sys, time; "
+        "own = pathlib.Path(sys.argv[1], os.environ['RANK']); heard = []; "
+        "[signal.signal(n, lambda n, _: heard.append(n)) for n in (2, 15)]; "
+        "own.write_text('ready'); "
+        "[time.sleep(0.05) for _ in range(600) if not heard]; time.sleep(0.5); "
+        "own.write_text(str(heard)); sys.exit(128 + heard[0])"
+    )
+    words = ["-c", program, str(tmp_path)]
+    starter = (
+        f"import sys; from amenable.ranks.launch import *; sys.exit(run_processes(2, {words}))"
+    )
+    started = subprocess.Popen([sys.executable, "-c", starter])
+    files = [tmp_path / "0", tmp_path / "1"]
+    end = time.monotonic() + 30
+    while not all(f.exists() and f.read_text() == "ready" for f in files):
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    started.send_signal(number)
+    assert started.wait(30) == 128 + number
+    assert [f.read_text() for f in files] == [f"[{number:d}]"] * 2
 
 
 def test_processes_within_processes_is_refused(

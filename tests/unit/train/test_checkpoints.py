@@ -192,6 +192,15 @@ def test_where_there_is_none_among_other_files_it_says_so(ctx: StageContext) -> 
     assert kept(ctx) == ["reference"]
 
 
+def test_one_that_a_kill_has_left_between_two_renames_is_there_again(ctx: StageContext) -> None:
+    last = write(ctx, 1, 2)
+    last.replace(last.with_name(f".{last.name}.old"))
+    last.with_name(f".{last.name}.partial").mkdir()
+    found = Checkpoints(ctx)
+    assert found.step == 2
+    assert kept(ctx) == ["step-000001", "step-000002"]
+
+
 def test_what_a_kill_leaves_is_never_read_and_goes(ctx: StageContext) -> None:
     """Half of one that was being written, and half of one that was being removed."""
     last = write(ctx, 1, 2)

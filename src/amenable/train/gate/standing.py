@@ -180,16 +180,16 @@ def gradient(
         loss = -policy.logprobs(batch).logprobs[batch.mask].mean()
         if loss.requires_grad:
             loss.backward()
-    grads = {key: whole(p.grad) for key, p in trained.items() if p.grad is not None}
     missing = [names.get(key, "?") for key, p in trained.items() if p.grad is None]
-    infinite = [
-        names.get(key, "?") for key, grad in grads.items() if not bool(torch.isfinite(grad).all())
-    ]
-    zero = [
-        names.get(key, "?")
-        for key, grad in grads.items()
-        if grad.dim() > 1 and not bool(grad.any())
-    ]
+    infinite, zero = [], []
+    for key, parameter in trained.items():
+        if parameter.grad is None:
+            continue
+        grad = whole(parameter.grad)  # one after the other: a card may not hold all of them
+        if not bool(torch.isfinite(grad).all()):
+            infinite.append(names.get(key, "?"))
+        if grad.dim() > 1 and not bool(grad.any()):
+            zero.append(names.get(key, "?"))
     others = [
         names[key] for key, p in parameters.items() if key not in trained and p.grad is not None
     ]
