@@ -20,7 +20,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -43,7 +43,14 @@ def cases() -> list[str]:
     """Every stage and algorithm that learns; the first two make what the others start from."""
     from amenable.algorithms import ALGORITHMS
 
-    return ["sft", "reward", *ALGORITHMS, "ppo-head", "ppo-ensemble"]
+    return ["sft", "reward", *ALGORITHMS, "ppo-head", "ppo-ensemble", "rloo-text"]
+
+
+def few_letters(
+    prompts: Sequence[str], completions: Sequence[str], rows: Sequence[dict[str, Any]]
+) -> list[float]:
+    """A reward that reads texts, which rank 0 alone asks."""
+    return [-len(text) / 10 for text in completions]
 
 
 # What each rank runs ------------------------------------------------------------------------------
@@ -81,11 +88,13 @@ def settings(case: str, mode: str, dtype: str, updates: int) -> list[str]:
         "evaluate.best_of=0",
         *(f"{key}learning_rate={0.01 if mode == 'lora' else 0.001}" for key in _RATES),
     ]
-    algorithm = {"ppo-head": "ppo", "ppo-ensemble": "ppo"}.get(case, case)
+    algorithm = {"ppo-head": "ppo", "ppo-ensemble": "ppo", "rloo-text": "rloo"}.get(case, case)
     if case not in ("sft", "reward"):
         found.append(f'policy.algorithm="{algorithm}"')
     if case == "ppo":
         found += ["policy.gate=true", 'policy.ppo.critic="adapter"']
+    if case == "rloo-text":
+        found.append('policy.reward="ranks_agree:few_letters"')
     if case == "ppo-head":
         found.append('policy.ppo.critic="head"')
     if case == "ppo-ensemble":
@@ -251,16 +260,15 @@ def launch(
     updates: int = 5,
     start: Path | None = None,
 ) -> None:
-    """Run the cases in so many processes."""
-    from amenable.ranks.launch import torchrun_command
-
+    """Run the cases in so many processes, by torchrun."""
     words = ["--worker", str(out), "--updates", str(updates), "--cases", ",".join(names)]
     words += ["--modes", ",".join(modes), "--dtypes", ",".join(dtypes)]
     words += [] if start is None else ["--models-of", str(start)]
     if ranks == 1:
         command = [sys.executable, __file__, *words]
     else:
-        command = [*torchrun_command(ranks, [])[:-2], __file__, *words]
+        torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+        command = [*torchrun, f"--nproc-per-node={ranks}", __file__, *words]
     env = {"OMP_NUM_THREADS": "1", **os.environ, "PYTHONPATH": str(ROOT / "src")}
     done = subprocess.run(command, env=env, check=False, capture_output=True, text=True)
     if done.returncode:
