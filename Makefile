@@ -104,7 +104,7 @@ image:
 	$(DOCKER) run --rm "$(IMAGE)" sh -c \
 		'cd /src && amenable kfp run examples/tiny.toml --out /tmp/tiny'
 
-# Where every algorithm lands, against closed forms: docs/lab.md. A quarter of an hour on two cores.
+# Where every algorithm lands, against closed forms: docs/lab.md. An hour or two on two cores.
 lab: install
 	$(BIN)/amenable lab exact --out runs/lab
 
