@@ -2,7 +2,8 @@
 #
 #   docker build -t amenable:0.1.0 .                                   # CPU
 #   docker build -t amenable:0.1.0 --build-arg TORCH_INDEX=https://pypi.org/simple .   # CUDA
-#   docker run --rm amenable:0.1.0 amenable run /src/examples/tiny.toml  # every stage, in seconds
+#   # every stage, in seconds:
+#   docker run --rm -w /src amenable:0.1.0 amenable run examples/tiny.toml --out /tmp/tiny
 
 FROM python:3.11-slim
 

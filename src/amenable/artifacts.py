@@ -451,7 +451,11 @@ class StageContext:
     """Whether a signal wants the run to end; training stops after a step, with a checkpoint."""
 
     refresh_report: Callable[[], None] = do_nothing
-    """Rewrites `report.html` from what the folder holds now; never raises."""
+    """Rewrites `report.html` from what the folder holds now, and now and then publishes.
+
+    A page that cannot be drawn raises nothing. Raises StageError or StorageError: the folder is
+    mirrored to a store that another process has taken over, or that stays away.
+    """
 
     publish: Callable[[], None] = do_nothing
     """To be called when a checkpoint is whole: a run folder on an object store follows."""

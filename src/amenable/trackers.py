@@ -1,9 +1,10 @@
 """The figures of a run in experiment trackers: Weights & Biases, MLflow, Trackio.
 
-One run folder is one tracked run for as long as its recipe stays; a resumed run goes on in it.
-`trackers.json` in the run folder keeps its ids and how far each stage was told, so that no point
-comes twice. A tracker that fails is told of once and left out from then on: it never stops
-training. Everything else (project, server, login) is set by the library's own environment.
+One run folder is one tracked run for as long as its recipe and what each stage is made of stay; a
+resumed run goes on in it. `trackers.json` in the run folder keeps its ids and how far each stage
+was told, so that no point comes twice. A tracker that fails is told of once and left out from then
+on: it never stops training. Everything else (project, server, login) is set by the library's own
+environment.
 """
 
 from __future__ import annotations
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
     from amenable.config.recipe import Recipe
 
 _PROJECT = "amenable"
+_NO_FIGURES = ("trackers", "ray.", "kfp.", "checkpoint.")
+"""Beginnings of the recipe keys that change where and how a run runs, not what it measures."""
 _MLFLOW = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",  # its own defaults wait for minutes, in a row's place
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
@@ -202,18 +205,26 @@ class Trackers:
         self._off: set[str] = set()
         self._told: dict[str, Json] = self._read()
 
-    def of(self, stage: str, then: Observer) -> Observer:
-        """What hears the log of a stage, and tells `then` after the trackers."""
-        return _StageTracker(self, stage, then) if self._recipe.trackers else then
+    def of(self, stage: str, then: Observer, made: str = "") -> Observer:
+        """What hears the log of a stage, and tells `then` after the trackers.
 
-    def log(self, stage: str, step: int, figures: Mapping[str, float]) -> None:
+        Args:
+            stage: its name.
+            then: hears it too.
+            made: the stage's fingerprint; another one than was told is another tracked run.
+        """
+        return _StageTracker(self, stage, then, made) if self._recipe.trackers else then
+
+    def log(self, stage: str, step: int, figures: Mapping[str, float], made: str = "") -> None:
         """Tells every tracker what it has not been told; what is no number is left out."""
         finite = {f"{stage}/{k}": v for k, v in figures.items() if math.isfinite(v)}
         for name in self._recipe.trackers:
             if name in self._off:
                 continue
             with self._told_once(name):
+                self._start_anew(name, stage, made)
                 tracker, steps = self._tracker(name), self._told[name]["steps"]
+                self._told[name]["made"][stage] = made
                 if step > steps.get(stage, -1):
                     steps[stage] = step
                     tracker.log(stage, step, finite, sum(steps.values()) + len(steps))
@@ -227,9 +238,16 @@ class Trackers:
                     tracker.finish(ok)
         self._open.clear()
 
+    def _start_anew(self, name: str, stage: str, made: str) -> None:
+        """Leaves the tracked run in which the stage stands as it was before."""
+        if self._told.get(name, {}).get("made", {}).get(stage, made) != made:
+            del self._told[name]
+            if name in self._open:
+                self._open.pop(name).finish(True)
+
     def _tracker(self, name: str) -> Tracker:
         if name not in self._open:
-            known = self._told.setdefault(name, {"id": "", "steps": {}})
+            known = self._told.setdefault(name, {"id": "", "steps": {}, "made": {}})
             with _unasked():
                 self._open[name] = KINDS[name](self._recipe.name, self._config, known["id"])
             known["id"] = self._open[name].id
@@ -252,7 +270,7 @@ class Trackers:
             )
 
     def _fingerprint(self) -> str:
-        settings = {key: value for key, value in self._config.items() if key != "trackers"}
+        settings = {k: v for k, v in self._config.items() if not k.startswith(_NO_FIGURES)}
         return hashlib.sha256(
             json.dumps(settings, sort_keys=True, default=str).encode()
         ).hexdigest()
@@ -263,7 +281,11 @@ class Trackers:
             found = read_json(self._path)
             if found["recipe"] == self._fingerprint():
                 return {
-                    name: {"id": str(own["id"]), "steps": dict(own["steps"])}
+                    name: {
+                        "id": str(own["id"]),
+                        "steps": dict(own["steps"]),
+                        "made": dict(own["made"]),
+                    }
                     for name, own in found["trackers"].items()
                 }
         return {}
@@ -275,17 +297,17 @@ class Trackers:
 class _StageTracker:
     """Hears the log of one stage."""
 
-    def __init__(self, trackers: Trackers, stage: str, then: Observer) -> None:
-        self._trackers, self._stage, self._then = trackers, stage, then
+    def __init__(self, trackers: Trackers, stage: str, then: Observer, made: str) -> None:
+        self._trackers, self._stage, self._then, self._made = trackers, stage, then, made
 
     def begin(self, rows: Iterable[tuple[int, Mapping[str, float]]]) -> None:
         """Tell what stands in the log already and was not told."""
         kept = list(rows)
         for step, figures in kept:
-            self._trackers.log(self._stage, step, figures)
+            self._trackers.log(self._stage, step, figures, self._made)
         self._then.begin(kept)
 
     def see(self, step: int, figures: Mapping[str, float]) -> None:
         """One more row."""
-        self._trackers.log(self._stage, step, figures)
+        self._trackers.log(self._stage, step, figures, self._made)
         self._then.see(step, figures)

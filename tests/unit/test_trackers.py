@@ -67,12 +67,14 @@ def recipe(*settings: str) -> Recipe:
     return load_recipe(None, [*base, *settings])
 
 
-def process(root: Path, told: Recipe, after: int, steps: Iterable[int]) -> tuple[list[str], Heard]:
+def process(
+    root: Path, told: Recipe, after: int, steps: Iterable[int], made: str = "as ever"
+) -> tuple[list[str], Heard]:
     """One process that trains from a checkpoint at `after`."""
     said: list[str] = []
     heard = Heard()
     trackers = Trackers(told, root, said.append)
-    log = MetricsLog("sft", root, tensorboard=False, observer=trackers.of("sft", heard))
+    log = MetricsLog("sft", root, tensorboard=False, observer=trackers.of("sft", heard, made))
     log.truncate(after)
     for step in steps:
         log.write(step, loss=step / 2, broken=float("nan"))
@@ -97,6 +99,33 @@ def test_another_recipe_is_another_tracked_run(tmp_path: Path, fake: type[Fake])
     process(tmp_path, recipe("seed=1"), -1, [1])
     assert [tracker.id for tracker in fake.opened] == ["id-0", "id-1"]
     assert [len(tracker.points) for tracker in fake.opened] == [1, 1]
+
+
+@pytest.mark.parametrize(
+    "setting", ["ray.max_failures=9", "kfp.retries=3", "checkpoint.keep_last=7", "trackers=wandb"]
+)
+def test_where_a_run_goes_on_is_no_other_recipe(
+    tmp_path: Path, fake: type[Fake], setting: str
+) -> None:
+    process(tmp_path, recipe(), -1, [1])
+    process(tmp_path, recipe(setting), 1, [2])
+    assert [tracker.id for tracker in fake.opened] == ["id-0", "id-0"]
+
+
+def test_a_stage_made_of_something_else_is_another_tracked_run(
+    tmp_path: Path, fake: type[Fake]
+) -> None:
+    """As after an edit of the data, under the same recipe; also in the middle of a process."""
+    process(tmp_path, recipe(), -1, [1, 2], made="of old rows")
+    process(tmp_path, recipe(), -1, [1, 2], made="of new rows")
+    assert [tracker.id for tracker in fake.opened] == ["id-0", "id-1"]
+    assert [len(tracker.points) for tracker in fake.opened] == [2, 2]
+    trackers = Trackers(recipe(), tmp_path, print)
+    trackers.log("data", 1, {"rows": 1.0}, "first")
+    trackers.log("sft", 1, {"loss": 1.0}, "of newer rows")
+    trackers.finish(True)
+    assert [tracker.id for tracker in fake.opened] == ["id-0", "id-1", "id-1", "id-3"]
+    assert all(tracker.ok for tracker in fake.opened)
 
 
 def test_a_tracker_named_later_is_told_what_stands_in_the_log(

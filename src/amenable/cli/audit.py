@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from amenable.cli.options import AsJson
+from amenable.cli.options import AsJson, on_this_machine
 
 if TYPE_CHECKING:
     from amenable.data.schemas import Preference
@@ -41,8 +41,8 @@ def audit(
     concurrency: Annotated[int, typer.Option(min=1, help="Calls to a service in flight.")] = 8,
     rows: Annotated[int, typer.Option(min=0, help="Take the first so many; 0 takes all.")] = 0,
     out: Annotated[
-        Path, typer.Option("--out", metavar="DIR", help="Where results and replies are kept.")
-    ] = Path("runs/audit"),
+        str, typer.Option("--out", metavar="DIR", help="Where results and replies are kept.")
+    ] = "runs/audit",
     seed: Annotated[int, typer.Option(help="Seeds resampling.")] = 0,
     as_json: AsJson = False,
 ) -> None:
@@ -68,15 +68,16 @@ def audit(
     from amenable.pipeline.lock import run_lock
     from amenable.pipeline.preflight import silence_libraries
 
+    folder = on_this_machine(out)
     silence_libraries()
     settings = {"token_env": token_env, "concurrency": concurrency}
     chosen, edition = load_template(template), edition_of(files)
     items = [] if edition is None else read_items(files, edition)
     people = read_preferences(files) if edition is None else []
-    with run_lock(RunFolder(out).lock_path, "folder"):
-        opened = open_judge(judge, judge_model, chosen, settings, out)
+    with run_lock(RunFolder(folder).lock_path, "folder"):
+        opened = open_judge(judge, judge_model, chosen, settings, folder)
         if edition is not None and isinstance(opened, ScoreJudge):
-            audit_on_rewardbench(opened, items[:rows] if rows else items, edition, out, as_json)
+            audit_on_rewardbench(opened, items[:rows] if rows else items, edition, folder, as_json)
             return
         if edition == 2:
             raise UsageError(
@@ -88,7 +89,7 @@ def audit(
         people = people[:rows] if rows else people
         pairs = [Pair(row.prompt, row.candidate_0, row.candidate_1) for row in people]
         track = Progress().track(2 * len(pairs), f"audit: {opened.name}")
-        with closing(ReplyStore(out / "replies.sqlite")) as store, track as tracker:
+        with closing(ReplyStore(folder / "replies.sqlite")) as store, track as tracker:
             asked = ask_both_orders(opened, pairs, store, tracker.advance)
         judged = list(_rows(people, asked.looks))
         result = {
@@ -98,10 +99,10 @@ def audit(
             "left_out": len(people) - len(judged),
             "unanswered": len(asked.unanswered),
         }
-        write_jsonl(out / "audited.jsonl", (asdict(row) for _, row in judged))
-        write_jsonl(out / "disagreements.jsonl", _disagreements(judged, asked.looks))
-        write_json(out / "audit.json", result)
-    typer.echo(json.dumps(result, indent=2) if as_json else _shown(result, out))
+        write_jsonl(folder / "audited.jsonl", (asdict(row) for _, row in judged))
+        write_jsonl(folder / "disagreements.jsonl", _disagreements(judged, asked.looks))
+        write_json(folder / "audit.json", result)
+    typer.echo(json.dumps(result, indent=2) if as_json else _shown(result, folder))
     if asked.unanswered:
         raise StageError(
             f"{len(asked.unanswered)} questions went without a reply ({asked.unanswered[0]}); the "

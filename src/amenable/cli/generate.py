@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from amenable.cli.options import On
+from amenable.cli.options import On, on_this_machine
 
 if TYPE_CHECKING:
     from amenable.config.recipe import Recipe
@@ -44,7 +44,7 @@ def generate(
         typer.Option("--prompts", metavar="FILE", help="Rows with input_text; may be repeated."),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option("--out", metavar="FILE", help="Write rows there instead.")
+        str | None, typer.Option("--out", metavar="FILE", help="Write rows there instead.")
     ] = None,
     temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
     top_p: Annotated[float, typer.Option(help="Keep this mass of the likeliest tokens.")] = 1.0,
@@ -75,19 +75,23 @@ def generate(
     """
     import json
 
+    from amenable.errors import UsageError
     from amenable.evaluate.systems import model_source
     from amenable.pipeline.preflight import silence_libraries
 
+    file_out = None if out is None else on_this_machine(out, "file")
+    if workers > 1 and on is None:
+        raise UsageError("--workers: goes with --on; without it, share the prompts with --shard")
     silence_libraries()
     asked = _sharded(_prompts(prompts or (), file or ()), shard)
     source = model_source(model)
     recipe = _recipe_of(source, max_new_tokens)
     sampling = {"temperature": temperature, "top_p": top_p, "top_k": top_k}
     if on is not None:
-        _on_ray(on, workers, out, source, asked, recipe, sampling, seed, shape)
+        _on_ray(on, workers, file_out, source, asked, recipe, sampling, seed, shape)
         return
-    if out is not None:
-        _to_file(out, source, asked, recipe, sampling, seed, shape)
+    if file_out is not None:
+        _to_file(file_out, source, asked, recipe, sampling, seed, shape)
         return
     rows = [_shaped(row, recipe, shape) for row in complete(source, asked, recipe, sampling, seed)]
     if as_json or shape is not Shape.NATIVE:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from amenable.cli.options import AsJson
+from amenable.cli.options import AsJson, on_this_machine
 
 app = typer.Typer(
     help="Measure the algorithms where the truth is known.",
@@ -34,7 +33,7 @@ def exact(
     seeds: Annotated[int, typer.Option(min=1, help="Runs of each cell.")] = 3,
     workers: Annotated[int, typer.Option(min=1, help="Processes, of one thread each.")] = 2,
     out: Annotated[
-        Path | None,
+        str | None,
         typer.Option(
             "--out", metavar="FOLDER", help="Write exact.json, exact.txt and exact.svg there."
         ),
@@ -55,6 +54,7 @@ def exact(
     from amenable.lab.settings import KL_BOUND
     from amenable.pipeline.preflight import silence_libraries
 
+    folder = None if out is None else on_this_machine(out)
     silence_libraries()
     rows = list[Row]()
     if planted:
@@ -69,11 +69,11 @@ def exact(
                 bar.advance(1)
         rows = frame.in_order(rows)
     text = table(rows)
-    if out is not None:
-        out.mkdir(parents=True, exist_ok=True)
-        write_json(out / "exact.json", frame.to_json(rows))
-        write_text(out / "exact.txt", text + "\n")
-        write_text(out / "exact.svg", picture(rows, KL_BOUND))
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / "exact.json", frame.to_json(rows))
+        write_text(folder / "exact.txt", text + "\n")
+        write_text(folder / "exact.svg", picture(rows, KL_BOUND))
     typer.echo(json.dumps(frame.to_json(rows), indent=2) if as_json else text)
     if not verdict(rows):
         raise typer.Exit(1)
@@ -91,7 +91,7 @@ def overoptimize(
     updates: Annotated[int, typer.Option(min=10, help="Of the policy; a long run.")] = 64,
     workers: Annotated[int, typer.Option(min=1, help="Processes, of one thread each.")] = 2,
     out: Annotated[
-        Path | None,
+        str | None,
         typer.Option(
             "--out",
             metavar="FOLDER",
@@ -114,6 +114,7 @@ def overoptimize(
     from amenable.lab.overoptimization_report import passed, picture, table
     from amenable.pipeline.preflight import silence_libraries
 
+    folder = None if out is None else on_this_machine(out)
     able = [name for name, row in ALGORITHMS.items() if row.learns_from == "prompts"]
     if algorithm not in able:
         raise UsageError(f"--algorithm: {algorithm!r} does not sample; choose from {able}")
@@ -131,11 +132,11 @@ def overoptimize(
         "passed": passed(results),
     }
     text = table(results)
-    if out is not None:
-        out.mkdir(parents=True, exist_ok=True)
-        write_json(out / "overoptimize.json", found)
-        write_text(out / "overoptimize.txt", text + "\n")
-        write_text(out / "overoptimize.svg", picture(results))
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / "overoptimize.json", found)
+        write_text(folder / "overoptimize.txt", text + "\n")
+        write_text(folder / "overoptimize.svg", picture(results))
     typer.echo(json.dumps(found, indent=2) if as_json else text)
     if not passed(results):
         raise typer.Exit(1)
@@ -147,7 +148,7 @@ def health(
     seed: Annotated[int, typer.Option(min=0, help="Of the first world; the others follow.")] = 0,
     workers: Annotated[int, typer.Option(min=1, help="Processes, of one thread each.")] = 2,
     out: Annotated[
-        Path | None,
+        str | None,
         typer.Option("--out", metavar="FOLDER", help="Write health.json and health.txt there."),
     ] = None,
     as_json: AsJson = False,
@@ -162,6 +163,7 @@ def health(
     from amenable.artifacts import Progress, write_json, write_text
     from amenable.lab.health import FAULTS, false_alarm_interval, passed, run, table
 
+    folder = None if out is None else on_this_machine(out)
     outcomes = []
     with Progress().track(len(FAULTS) + healthy, "lab") as bar:
         for outcome in run(healthy, seed, workers):
@@ -177,10 +179,10 @@ def health(
         "false_alarm_rate_ci95": false_alarm_interval(alarms, healthy),
         "passed": passed(outcomes),
     }
-    if out is not None:
-        out.mkdir(parents=True, exist_ok=True)
-        write_json(out / "health.json", found)
-        write_text(out / "health.txt", table(outcomes) + "\n")
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / "health.json", found)
+        write_text(folder / "health.txt", table(outcomes) + "\n")
     typer.echo(json.dumps(found, indent=2) if as_json else table(outcomes))
     if not passed(outcomes):
         raise typer.Exit(1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -27,3 +28,20 @@ On = Annotated[
         help="On the Ray cluster at ADDRESS, or on one that is started on this machine.",
     ),
 ]
+
+
+def on_this_machine(out: str, kind: str = "folder") -> Path:
+    """The path of an --out that takes no URL.
+
+    Raises:
+        UsageError: it is one.
+    """
+    from amenable.errors import UsageError
+    from amenable.pipeline.mirror import place
+
+    found = place(out)
+    if isinstance(found, str):
+        raise UsageError(
+            f"--out: takes a {kind} on this machine, no URL; copy it to the store afterwards"
+        )
+    return found

@@ -2,10 +2,11 @@
 
 The lease names host, process and time. One that has not been renewed for `STALE_S` is taken over;
 times are compared across machines, whose clocks must agree to well under that. A holder that was
-taken over finds out before it publishes anything: `check` reads the lease. Between that look and
-the write that follows lies a moment in which two could write; where the store can put an object
-only if there is none (Amazon S3), two that come at once are told apart by the store, elsewhere by a
-second look.
+taken over finds out before it writes anything: `check` reads the lease, in every try of a request
+that changes the store. Within that request two could still write. Where the store can put an
+object only if there is none (Amazon S3), two that find no lease are told apart by the store,
+elsewhere by a second look. Of two that take over a stale one, the later may remove what the earlier
+has just put: both have passed `acquire`, and the earlier is refused by its next `check`.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ class Lease:
 
     def __init__(self, store: Store, mine: str = "") -> None:
         self._store, self._mine = store, mine
+        self._beaten = store.waited_for(0)  # the next beat is the next try
         self.token = uuid.uuid4().hex
         self._taken: dict[str, Any] | None = None
         self._ended = threading.Event()
@@ -53,13 +55,12 @@ class Lease:
             StageError: another process holds it; says which.
             StorageError: the store refuses or stays away.
         """
-        if not self._store.create(_PATH, self._signed()):
-            holder = self._holder()
+        if (holder := self._rival()) is not None:
             if holder and holder.get("token") != self._mine and _age_s(holder) < STALE_S:
                 raise StageError(self._held_message(holder))
             self._store.delete(_PATH)
-            if not self._store.create(_PATH, self._signed()):
-                raise StageError(self._held_message(self._holder()))
+            if (holder := self._rival()) is not None:
+                raise StageError(self._held_message(holder))
         self.check()
         self._thread = threading.Thread(target=self._beat, name="lease", daemon=True)
         self._thread.start()
@@ -73,9 +74,12 @@ class Lease:
         holder = self._taken or self._holder()
         if holder.get("token") == self.token:
             return
-        if not holder and self._store.create(_PATH, self._signed()):  # someone removed it
-            return
-        self._taken = holder or self._holder()
+        if not holder:  # someone removed it
+            rival = self._rival()
+            if rival is None:
+                return
+            holder = rival
+        self._taken = holder
         raise StageError(
             f"{self._store.shown}: {_who(self._taken)} has taken this run folder over, as this one "
             f"gave no sign of life for {STALE_S:.0f} s; nothing more is written there"
@@ -97,9 +101,17 @@ class Lease:
     def _beat(self) -> None:
         while not self._ended.wait(HEARTBEAT_S):
             with suppress(AmenableError):  # the next publication tells
-                self.check()
-                if not self._ended.is_set():
-                    self._store.write(_PATH, self._signed())
+                self._beaten.write(_PATH, self._signed(), before=self.check)
+
+    def _rival(self) -> dict[str, Any] | None:
+        """Puts the lease where there is none; who holds it instead.
+
+        None when it is this one, also if it was put and the store's answer was lost.
+        """
+        if self._store.create(_PATH, self._signed()):
+            return None
+        holder = self._holder()
+        return None if holder.get("token") == self.token else holder
 
     def _signed(self) -> bytes:
         holder = {

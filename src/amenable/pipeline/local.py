@@ -374,7 +374,7 @@ class _Run:
         deadline = Deadline(seconds) if together is None else together.deadline(seconds)
         watch = OnlineWatch(stage.name, self.recipe.health, self.progress.say)
         with self._told_errors(stage, state, watch):
-            result = self._call(stage, deadline, watch, seconds)
+            result = self._call(stage, state.fingerprint, deadline, watch, seconds)
             outputs = self._outputs(stage)
         section, told = split_result(plain(result))
         state = replace(
@@ -394,10 +394,15 @@ class _Run:
         self._write_results()
 
     def _call(
-        self, stage: Stage, deadline: Deadline, watch: OnlineWatch, seconds: float | None
+        self,
+        stage: Stage,
+        made: str,
+        deadline: Deadline,
+        watch: OnlineWatch,
+        seconds: float | None,
     ) -> Any:
         crew = self.crew if stage.together else None
-        observer = self.trackers.of(stage.name, then=watch)
+        observer = self.trackers.of(stage.name, then=watch, made=made)
         log = MetricsLog(stage.name, self.folder.stage(stage.name), observer=observer)
         context = StageContext(
             recipe=self.recipe,

@@ -30,7 +30,7 @@ from typing import Any
 
 from amenable.artifacts import RunFolder, do_nothing, read_json, storage_errors, write_json
 from amenable.data.reading.remote import is_url
-from amenable.errors import AmenableError, StorageError, UsageError
+from amenable.errors import AmenableError, StageError, StorageError, UsageError
 from amenable.pipeline.fingerprint import FileHashes
 from amenable.pipeline.lease import Lease
 from amenable.pipeline.lock import run_lock
@@ -270,6 +270,8 @@ class Mirror:
                 self._begin()
             elif self._index.revision not in ours:
                 self._take_over()
+            self._memory.revision = self._index.revision  # it may have been the next
+            self._memory.save()
             self._tidy()
         except BaseException:
             self._lease.release()
@@ -296,11 +298,15 @@ class Mirror:
         try:
             self._publish()
         except AmenableError as error:
-            advice = f"what is done is whole in {self.root}; the same command goes on from it"
+            further = "what the other leaves" if isinstance(error, StageError) else "it"
+            advice = (
+                f"what is done is whole in {self.root}; the same command goes on from {further}"
+            )
             self._lost = type(error)(f"{error}; {advice}")
             raise self._lost from error
 
     def _publish(self) -> None:
+        self._check()
         found = self._scan()
         old = self._index.files
         removed = {path for path in old if path not in found and _matches(path, self._wanted)}
@@ -311,7 +317,7 @@ class Mirror:
             if before is not None and before.sha256 == found[path]:
                 continue
             at = f"{_ASIDE}{uuid.uuid4().hex}" if before is not None else ""
-            size, digest = self._store.upload(self.root / path, at or path)
+            size, digest = self._store.upload(self.root / path, at or path, self._check)
             files[path] = Entry(size, digest, at)
             if before is not None and before.at:
                 gone.append(before.at)
@@ -323,28 +329,43 @@ class Mirror:
         """Gives what lies aside its own name, and deletes what the index no longer names."""
         aside = {path: entry for path, entry in self._index.files.items() if entry.at}
         for path in sorted(aside, key=lambda path: (Path(path).name in _LAST, path)):
-            self._store.copy(aside[path].at, path)
+            self._store.copy(aside[path].at, path, self._check)
         if aside:
             settled = {path: Entry(entry.size, entry.sha256) for path, entry in aside.items()}
             gone = [*gone, *(entry.at for entry in aside.values())]
             self._commit({**self._index.files, **settled}, gone)
         for key in gone:
-            self._store.delete(key)
+            self._store.delete(key, self._check)
 
     def _commit(self, files: Mapping[str, Entry], leftover: Sequence[str]) -> None:
         """Replaces the index: from here on the store holds `files`."""
-        self._lease.check()
         index = Index(uuid.uuid4().hex, dict(files), tuple(leftover))
         self._memory.next = index.revision
         self._memory.save()
-        self._store.write(_INDEX, index.dumps())
+        self._store.write(_INDEX, index.dumps(), before=lambda: self._check(index.revision))
         self._index = index
         self._memory.revision = index.revision
         self._memory.save()
 
+    def _check(self, *coming: str) -> None:
+        """Returns while this process alone writes there.
+
+        Args:
+            coming: the revision of an index that may be there already, its answer lost.
+
+        Raises:
+            StageError: another has the lease, or had it meanwhile and has replaced the index.
+        """
+        self._lease.check()
+        if _read_index(self._store).revision not in (self._index.revision, *coming):
+            raise StageError(
+                f"{self._store.shown}: another process has written to this run folder meanwhile; "
+                "nothing more is written there"
+            )
+
     def _begin(self) -> None:
         """A URL without an index: nothing, or a folder that was copied there by other means."""
-        if self._memory.revision:
+        if self._memory.revision and _RECIPE not in self._index.files:
             raise UsageError(
                 f"{self._store.shown}: holds nothing, but {self.root} was mirrored there; remove "
                 "that folder to start afresh, or copy it to the URL to go on"
@@ -374,7 +395,7 @@ class Mirror:
         """Deletes what an earlier process was about to delete, or had put aside in vain."""
         used = {_key(path, entry) for path, entry in self._index.files.items()}
         for key in {*self._index.leftover, *self._store.sizes(_ASIDE.rstrip("/"))} - used:
-            self._store.delete(key)
+            self._store.delete(key, self._check)
 
     def _scan(self) -> dict[str, str]:
         """SHA-256 of every file of the working folder that is mirrored."""
@@ -448,9 +469,18 @@ def _bring(store: Store, index: Index, root: Path, wanted: Sequence[str]) -> lis
             damaged.append(path)
     for path in damaged:
         _drop(root, path, index)
+    _remove_empty_folders(root)
     with suppress(AmenableError):
         hashes.save()
     return damaged
+
+
+def _remove_empty_folders(root: Path) -> None:
+    """A store has none, and a stage takes a model's folder for the model."""
+    for folder in sorted((path for path in root.rglob("*") if path.is_dir()), reverse=True):
+        if not _stays(folder.relative_to(root).as_posix()):
+            with suppress(OSError):  # not empty
+                folder.rmdir()
 
 
 def _drop(root: Path, path: str, index: Index) -> None:

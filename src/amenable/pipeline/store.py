@@ -6,6 +6,7 @@ not (no such bucket, no access) is told at once. No message holds a secret.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import os
 import shutil
@@ -15,9 +16,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
-from amenable.artifacts import storage_errors
+from amenable.artifacts import do_nothing, storage_errors
 from amenable.data.reading.remote import access_refused, filesystem, may_pass, reason
-from amenable.errors import StorageError, UsageError
+from amenable.errors import AmenableError, StorageError, UsageError
 from amenable.masking import shown_name
 
 WAIT_VARIABLE = "AMENABLE_STORE_WAIT_S"
@@ -49,7 +50,9 @@ class Store:
         wait_s: how long a store that does not answer is waited for; None: as the environment says.
         system: the fsspec filesystem; None: that of the URL.
 
-    Every method raises StoreRefuses or, where the store stays away, StorageError.
+    Every method raises StoreRefuses or, where the store stays away, StorageError. Those that take
+    `before` call it in every try, just before the request that changes the store; what it raises
+    is not tried again.
     """
 
     def __init__(self, url: str, *, wait_s: float | None = None, system: Any = None) -> None:
@@ -63,6 +66,12 @@ class Store:
         self._root = self._root.rstrip("/")
         self._makes_folders = protocol in _WITH_FOLDERS
 
+    def waited_for(self, seconds: float) -> Store:
+        """The same store, waited for so long."""
+        store = copy.copy(self)
+        store._wait_s = seconds
+        return store
+
     def read(self, path: str) -> bytes | None:
         """The object's bytes; None if there is none."""
 
@@ -74,9 +83,14 @@ class Store:
 
         return self._keep_trying(read)
 
-    def write(self, path: str, content: bytes) -> None:
+    def write(self, path: str, content: bytes, before: Callable[[], None] = do_nothing) -> None:
         """Puts a small object; what stood there is replaced at once."""
-        self._put(lambda: self._system.pipe_file(self._at(path), content), path)
+
+        def write() -> None:
+            before()
+            self._system.pipe_file(self._at(path), content)
+
+        self._put(write, path)
 
     def create(self, path: str, content: bytes) -> bool:
         """Puts a small object unless there is one; whether it did.
@@ -94,12 +108,15 @@ class Store:
 
         return self._put(create, path)
 
-    def upload(self, file: Path, path: str) -> tuple[int, str]:
+    def upload(
+        self, file: Path, path: str, before: Callable[[], None] = do_nothing
+    ) -> tuple[int, str]:
         """Size and SHA-256 of the bytes of a local file that were put, in a stream."""
 
         def upload() -> tuple[int, str]:
             source.seek(0)
             digest, size = hashlib.sha256(), 0
+            before()
             target = self._system.open(self._at(path), "wb", autocommit=False)
             try:
                 while chunk := source.read(_CHUNK_BYTES):
@@ -107,6 +124,7 @@ class Store:
                     digest.update(chunk)
                     size += len(chunk)
                 target.close()
+                before()  # a large file has taken its time
                 target.commit()
             except BaseException:
                 with suppress(Exception):  # the first error counts
@@ -148,10 +166,11 @@ class Store:
 
         return self._keep_trying(download)
 
-    def copy(self, path: str, to: str) -> None:
+    def copy(self, path: str, to: str, before: Callable[[], None] = do_nothing) -> None:
         """Copies an object within the store."""
 
         def copy() -> None:
+            before()
             try:
                 self._system.cp_file(self._at(path), self._at(to))
             except NotImplementedError:
@@ -163,10 +182,11 @@ class Store:
 
         self._put(copy, to)
 
-    def delete(self, path: str) -> None:
+    def delete(self, path: str, before: Callable[[], None] = do_nothing) -> None:
         """Removes an object; one that is not there is none to remove."""
 
         def delete() -> None:
+            before()
             with suppress(FileNotFoundError):
                 self._system.rm_file(self._at(path))
 
@@ -207,7 +227,7 @@ class Store:
         while True:
             try:
                 return action()
-            except StorageError:  # the local disk
+            except AmenableError:  # the local disk, or what came before
                 raise
             except Exception as error:  # every filesystem has its own errors
                 self._refuse(error)

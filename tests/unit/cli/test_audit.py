@@ -76,6 +76,13 @@ def test_a_second_command_on_the_same_folder_is_refused(
     assert "is writing this folder; wait for it" in capsys.readouterr().err
 
 
+def test_a_url_is_no_place_for_results(
+    choices: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert audit(monkeypatch, choices, "--judge", "none.py:f", "--out", "s3://bucket/x") == 2
+    assert "--out: takes a folder on this machine, no URL; copy it" in capsys.readouterr().err
+
+
 def test_a_judge_at_chance_is_told_so(
     choices: str,
     tmp_path: Path,

@@ -141,6 +141,26 @@ def test_a_second_command_on_the_same_file_is_refused(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["other.jsonl", "out.jsonl"]
 
 
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("--out", "s3://bucket/x"), "--out: takes a file on this machine, no URL; copy it to"),
+        (("--workers", "2"), "--workers: goes with --on; without it, share the prompts with --sh"),
+    ],
+)
+def test_what_is_not_done_is_refused(
+    words: tuple[str, ...],
+    told: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert generate(monkeypatch, "none", "A", *words) == 2
+    assert told in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
 def test_on_a_cluster_rows_go_to_a_file(
     run_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -77,3 +77,10 @@ def test_out_keeps_table_json_and_picture(results: list[Row], tmp_path: Path) ->
 def test_an_unknown_algorithm_is_bad_usage(results: list[Row]) -> None:
     done = CliRunner().invoke(app, ["exact", "--only", "sarsa"])
     assert isinstance(done.exception, UsageError)
+
+
+@pytest.mark.parametrize("command", ["exact", "overoptimize", "health"])
+def test_a_url_is_no_place_for_results(command: str) -> None:
+    done = CliRunner().invoke(app, [command, "--out", "s3://bucket/x"])
+    assert isinstance(done.exception, UsageError)
+    assert "--out: takes a folder on this machine" in str(done.exception)

@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import json
 import time
+from typing import Any
 
+import fsspec
 import pytest
 
 from amenable.errors import StageError
@@ -90,3 +92,57 @@ def test_the_holder_keeps_it_fresh(store: Store, monkeypatch: pytest.MonkeyPatch
     else:
         pytest.fail("no sign of life")
     lease.release()
+
+
+class Flaky:
+    """A filesystem in memory that calls `instead` at the next write, and then loses the answer."""
+
+    def __init__(self) -> None:
+        self._system = fsspec.filesystem("memory")
+        self.instead: Any = None
+
+    def pipe_file(self, *given: Any, **options: Any) -> None:
+        if self.instead is None:
+            self._system.pipe_file(*given, **options)
+            return
+        instead, self.instead = self.instead, None
+        instead(*given, **options)
+        raise ConnectionError("gone")
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._system, name)
+
+
+def test_a_sign_of_life_that_fails_leaves_the_lease_of_another(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    system = Flaky()
+    lease = Lease(Store("memory://leased", wait_s=60, system=system))
+    lease.acquire()
+    other = b'{"token": "of another"}'
+
+    def taken_over(*given: Any, **options: Any) -> None:
+        store.write(".lease.json", other)
+        lease.abandon()
+
+    system.instead = taken_over
+    monkeypatch.setattr(lease_module, "HEARTBEAT_S", 0.01)
+    monkeypatch.setattr(lease._ended, "wait", lambda seconds: lease._ended.is_set())
+    lease._beat()
+    assert system.instead is None
+    assert store.read(".lease.json") == other
+
+
+def test_a_lease_whose_answer_was_lost_is_ours(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    system = Flaky()
+    system.instead = fsspec.filesystem("memory").pipe_file
+    lease = Lease(Store("memory://leased", wait_s=60, system=system))
+    lease.acquire()
+    store.delete(".lease.json")
+    system.instead = fsspec.filesystem("memory").pipe_file
+    lease.check()
+    lease.release()
+    assert store.read(".lease.json") is None

@@ -214,6 +214,80 @@ def test_a_working_folder_that_others_have_overtaken_becomes_theirs(tmp_path: Pa
     third.close()
 
 
+@pytest.mark.parametrize("gone", [False, True])
+def test_a_writer_that_was_taken_over_replaces_no_file(tmp_path: Path, gone: bool) -> None:
+    """Also not a new one, which goes under its own name before any index."""
+    path = "stages/policy/checkpoints/step-000005/policy.safetensors"
+    first = fresh(tmp_path / "a")
+    write(first.root, OLD)
+    first.publish()
+    first._lease.abandon()
+    second = fresh(tmp_path / "b")
+    write(second.root, {**OLD, path: "of the second"})
+    second.publish()
+    if gone:
+        second.close()
+    write(first.root, {**OLD, path: "of the first"})
+    told = "has written to this" if gone else "has taken this run folder over"
+    with pytest.raises(StageError, match=f"{told}.* goes on from what the other leaves"):
+        first.publish()
+    first.close()
+    second.close()
+    assert (local_copy(URL) / path).read_text() == "of the second"
+
+
+def test_an_index_that_another_has_replaced_is_not_replaced(tmp_path: Path) -> None:
+    """As by two that have taken over one stale lease."""
+    first = fresh(tmp_path / "a")
+    write(first.root, OLD)
+    first.publish()
+    index = json.dumps({"revision": "of another", "files": {}, "leftover": []}).encode()
+    store = memory_store("runs/x")
+    store.write(".mirror.json", index)
+    write(first.root, NEW)
+    with pytest.raises(StageError, match="another process has written to this run folder"):
+        first.publish()
+    assert store.read(".mirror.json") == index
+    first.close()
+
+
+def test_a_working_folder_stays_ahead_through_two_kills(tmp_path: Path) -> None:
+    """The first after the index was replaced, before that was noted; the second before the next."""
+    mirror = fresh(tmp_path / "a")
+    write(mirror.root, OLD)
+    mirror.publish()
+    mirror.close()
+    memory = json.loads((mirror.root / ".mirrored.json").read_text())
+    noted = {**memory, "revision": "older", "next": memory["revision"]}
+    (mirror.root / ".mirrored.json").write_text(json.dumps(noted))
+    again = fresh(tmp_path / "a")
+    write(again.root, NEW)
+    again._memory.next = "never given"
+    again._memory.save()
+    again.close()
+    third = fresh(tmp_path / "a")
+    assert read(third.root) == NEW
+    third.close()
+
+
+def test_a_folder_whose_files_are_gone_is_gone(tmp_path: Path) -> None:
+    """Stages take `models/sft` for the model."""
+    first = fresh(tmp_path / "a")
+    write(first.root, NEW)
+    first.publish()
+    first.close()
+    second = fresh(tmp_path / "b")
+    write(second.root, OLD)
+    second.publish()
+    second.close()
+    (first.root / ".own").mkdir()
+    third = fresh(tmp_path / "a")
+    assert read(third.root) == OLD
+    assert not (third.root / "models").exists()
+    assert (third.root / ".own").exists()
+    third.close()
+
+
 def test_a_damaged_file_is_not_taken_and_of_a_checkpoint_none(tmp_path: Path) -> None:
     mirror = fresh(tmp_path / "a")
     write(mirror.root, OLD)
@@ -243,6 +317,11 @@ def test_an_emptied_store_is_not_filled_again_by_itself(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"holds nothing, but .*/a was mirrored there; remove"):
         fresh(tmp_path / "a")
     assert read(tmp_path / "a") == OLD
+    for path, text in OLD.items():  # the remedy that the message names
+        memory_store("runs/x").write(path, text.encode())
+    again = fresh(tmp_path / "a")
+    assert read(again.root) == OLD
+    again.close()
 
 
 def test_a_run_folder_copied_there_by_other_means_is_taken_up(tmp_path: Path) -> None:

@@ -8,22 +8,23 @@ from typing import Any
 import fsspec
 import pytest
 
-from amenable.errors import StorageError, UsageError
+from amenable.errors import StageError, StorageError, UsageError
 from amenable.pipeline.store import WAIT_VARIABLE, Store, StoreRefuses
 
 from .stores import clear, memory_store
 
 
 class Failing:
-    """A filesystem in memory whose first calls end in the errors given."""
+    """A filesystem in memory whose first calls, or those of one method, end in the errors given."""
 
-    def __init__(self, *errors: Exception) -> None:
+    def __init__(self, *errors: Exception, at: str = "") -> None:
+        self._at = at
         self._system = fsspec.filesystem("memory")
         self._errors = list(errors)
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
         def call(*given: Any, **options: Any) -> Any:
-            if self._errors:
+            if self._errors and self._at in ("", name):
                 raise self._errors.pop(0)
             return getattr(self._system, name)(*given, **options)
 
@@ -83,6 +84,49 @@ def test_what_passes_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
     Store("memory://box", wait_s=60, system=system).write("a", b"1")
     assert memory_store("box").read("a") == b"1"
     assert pauses == [0.5, 1.0]
+
+
+def test_what_comes_before_is_asked_in_every_try_and_ends_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    memory_store("box").write("old", b"0")
+
+    def tries(act: Callable[[Store, Callable[[], None]], object], call: str) -> int:
+        asked: list[str] = []
+
+        def before() -> None:
+            asked.append(call)
+            if len(asked) == 2:
+                raise StageError("taken over")
+
+        store = Store("memory://box", wait_s=60, system=Failing(ConnectionError("gone"), at=call))
+        with pytest.raises(StageError, match="taken over"):
+            act(store, before)
+        return len(asked)
+
+    assert tries(lambda store, before: store.write("a", b"1", before), "pipe_file") == 2
+    assert tries(lambda store, before: store.copy("old", "a", before), "cp_file") == 2
+    assert tries(lambda store, before: store.delete("old", before), "rm_file") == 2
+    assert memory_store("box").sizes() == {"old": 1}
+
+
+@pytest.mark.parametrize("last", [1, 2], ids=["before it begins", "before it counts"])
+def test_an_upload_is_asked_for_twice(tmp_path: Path, last: int) -> None:
+    (tmp_path / "new").write_text("new")
+    store = Store(f"local://{tmp_path}/box", wait_s=60)
+    store.write("a", b"old")
+    asked: list[int] = []
+
+    def before() -> None:
+        asked.append(1)
+        if len(asked) == last:
+            raise StageError("taken over")
+
+    with pytest.raises(StageError, match="taken over"):
+        store.upload(tmp_path / "new", "a", before)
+    assert len(asked) == last
+    assert store.read("a") == b"old"
 
 
 def test_a_store_that_stays_away_is_told_after_the_wait() -> None:
