@@ -9,6 +9,7 @@ FROM python:3.11-slim
 
 ARG TORCH=torch==2.13.0
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
+ARG KFP=kfp[kubernetes]==2.17.3
 
 RUN pip install --no-cache-dir --index-url "$TORCH_INDEX" "$TORCH"
 
@@ -18,12 +19,11 @@ COPY src src
 COPY examples examples
 # kfp pins other versions of these four than the tests of Amenable run with.
 RUN grep -vE '^(certifi|protobuf|requests|urllib3)==' constraints.txt > /tmp/constraints.txt \
-    && pip install --no-cache-dir ".[kfp]" -c /tmp/constraints.txt \
+    && pip install --no-cache-dir ".[kfp]" "$KFP" -c /tmp/constraints.txt \
     && useradd --create-home --uid 1000 amenable \
     && install -d -o amenable /runs
 
-# Models and runs lie on the volume that is mounted here.
-ENV AMENABLE_HOME=/runs/.amenable \
-    AMENABLE_RUNS=/runs
+# Models that are pulled lie with the runs, on the volume that is mounted here (kfp.mount).
+ENV AMENABLE_HOME=/runs/.amenable
 USER amenable
 WORKDIR /runs

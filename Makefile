@@ -99,7 +99,7 @@ test-peers: install
 DOCKER ?= docker
 IMAGE ?= amenable:0.1.0
 image:
-	$(DOCKER) build -t "$(IMAGE)" --build-arg TORCH="$(TORCH)" \
+	$(DOCKER) build -t "$(IMAGE)" --build-arg TORCH="$(TORCH)" --build-arg KFP="$(KFP)" \
 		--build-arg TORCH_INDEX="$(or $(TORCH_INDEX),https://download.pytorch.org/whl/cpu)" .
 	$(DOCKER) run --rm "$(IMAGE)" sh -c \
 		'cd /src && amenable kfp run examples/tiny.toml --out /tmp/tiny'

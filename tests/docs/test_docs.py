@@ -281,13 +281,15 @@ def test_readme_tree_names_exactly_the_files() -> None:
 
 
 def test_image_is_built_of_the_tested_versions() -> None:
-    """Dockerfile, Makefile and recipe name one image and one torch."""
+    """Dockerfile, Makefile and recipe name one image, one torch and one kfp."""
     dockerfile, makefile = ((ROOT / name).read_text() for name in ("Dockerfile", "Makefile"))
     assert KfpConfig().image == f"amenable:{amenable.__version__}"
     assert set(re.findall(r"amenable:[\d.]+", dockerfile)) == {KfpConfig().image}
     assert f"IMAGE ?= {KfpConfig().image}\n" in makefile
-    (torch,) = re.findall(r"^TORCH \?= (torch==.*)$", makefile, flags=re.M)
-    assert f"ARG TORCH={torch}\n" in dockerfile
+    for name in ("TORCH", "KFP"):
+        (version,) = re.findall(rf"^{name} \?= (\S+==\S+)$", makefile, flags=re.M)
+        assert f"ARG {name}={version}\n" in dockerfile
+        assert f'"${name}"' in dockerfile
     assert dockerfile.rindex("USER amenable") > dockerfile.rindex("RUN ")
 
 

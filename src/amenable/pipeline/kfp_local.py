@@ -7,12 +7,14 @@ import io
 import logging
 import re
 import signal
+import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import psutil
 from kfp import local
 
 from amenable.pipeline.kfp_tasks import FAILED, SAID, TaskFailed
@@ -23,6 +25,7 @@ _COLOUR = re.compile(r"\x1b\[\d+m")
 _STARTED = re.compile(r"Executing task '([\w-]+)'")
 _FAILED = re.compile(rf"{SAID}([\w-]+){FAILED} (\d+): (.*)")
 _RAISED = re.compile(r"[\w.]+(Error|Exception)\b")
+_EXECUTOR = "kfp.dsl.executor_main"
 _CACHED = re.compile(r"Task ([\w-]+) cache hit")
 
 
@@ -45,10 +48,10 @@ def run_pipeline(
 
     Raises:
         TaskFailed: a task failed; says which, and what it said last.
-        Interrupted: the user stopped it.
+        Interrupted: Ctrl-C or SIGTERM stopped it.
     """
     told = _Told(say)
-    with _listening(told), warnings.catch_warnings():
+    with _listening(told), _sigterm_goes_to_tasks(told), warnings.catch_warnings():
         # an image that is not used here, limits that only a cluster keeps
         warnings.filterwarnings("ignore", category=RuntimeWarning, module=r"kfp\.local\.")
         warnings.filterwarnings("ignore", category=UserWarning, module=r"kfp\.local\.")
@@ -61,9 +64,13 @@ def run_pipeline(
         try:
             outputs: dict[str, Any] = pipeline(**values).outputs
         except KeyboardInterrupt as error:
-            raise Interrupted(f"in {told.task}", signal.SIGINT) from error
+            raise told.interrupted() from error
         except RuntimeError as error:
+            if told.stopped:
+                raise told.interrupted() from error
             raise told.failure or TaskFailed(told.reason(error), 1) from error
+    if told.stopped:
+        raise told.interrupted()
     return outputs
 
 
@@ -76,6 +83,8 @@ class _Told(io.TextIOBase):
         self._started = 0.0
         self._error = ""
         self.task = ""
+        self.stopped = False
+        """SIGTERM came: no further task starts."""
         self.failure: TaskFailed | None = None
 
     def writable(self) -> bool:
@@ -96,12 +105,18 @@ class _Told(io.TextIOBase):
         """Of a failure that no task has told of: a defect, or a task that was killed."""
         return f"task {self.task} failed: {self._error or _COLOUR.sub('', str(error))}"
 
+    def interrupted(self) -> Interrupted:
+        """In the task that ran last, by SIGTERM or Ctrl-C."""
+        return Interrupted(f"in {self.task}", signal.SIGTERM if self.stopped else signal.SIGINT)
+
     def _read(self, line: str) -> None:
         if found := _FAILED.fullmatch(line):
             self.failure = TaskFailed(f"{found[3]} (task {found[1]})", int(found[2]))
         elif line.startswith(SAID):
             self._say(line.removeprefix(SAID))
         elif found := _STARTED.search(line):
+            if self.stopped:
+                raise KeyboardInterrupt  # logging lets nothing else through
             self.task, self._started = found[1], time.monotonic()
             self._error, self.failure = "", None  # of an attempt before
         elif self.task and f"Task '{self.task}' finished with status SUCCESS" in line:
@@ -117,6 +132,30 @@ class _Hearing(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         self._told.hear(record.getMessage())
+
+
+@contextlib.contextmanager
+def _sigterm_goes_to_tasks(told: _Told) -> Iterator[None]:
+    """The task that runs ends its command at a safe point, and is waited for.
+
+    Outside the main thread, where Python runs no handlers, nothing changes.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def hear(number: int, _: object) -> None:
+        told.stopped = True
+        for process in psutil.Process().children(recursive=True):
+            with contextlib.suppress(psutil.Error):
+                if _EXECUTOR in process.cmdline():
+                    process.send_signal(number)
+
+    before = signal.signal(signal.SIGTERM, hear)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @contextlib.contextmanager

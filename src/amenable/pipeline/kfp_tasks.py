@@ -14,8 +14,10 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import signal
 import subprocess
 import sys
+import threading
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -142,25 +144,43 @@ def task(name: str) -> Iterator[None]:
 def amenable(*words: str) -> None:
     """Runs an `amenable` command in a process of its own and tells what it says as it says it.
 
+    SIGTERM goes on to it, so that it ends with a checkpoint, and is waited for.
+
     Raises:
         TaskFailed: it ended with another exit code than 0; has that, and its error line.
     """
     error = ""
-    with subprocess.Popen(
-        [sys.executable, "-m", "amenable", *words],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        encoding="utf-8",
-    ) as process:
+    with (
+        subprocess.Popen(
+            [sys.executable, "-m", "amenable", *words],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            encoding="utf-8",
+        ) as process,
+        _sigterm_goes_to(process),
+    ):
         assert process.stderr is not None
         for line in process.stderr:
             if line.startswith("amenable: "):
                 error = line.rstrip().removeprefix("amenable: ")
             elif line.strip():
                 say(line.rstrip())
-    if process.returncode:
-        raise TaskFailed(error or "ended without a word", process.returncode)
+    if code := process.returncode:  # below 0: a signal's
+        raise TaskFailed(error or "ended without a word", code if code > 0 else 128 - code)
+
+
+@contextmanager
+def _sigterm_goes_to(process: subprocess.Popen[str]) -> Iterator[None]:
+    """Outside the main thread, where Python runs no handlers, nothing changes."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, lambda number, _: process.send_signal(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _own(folder: RunFolder) -> Path:

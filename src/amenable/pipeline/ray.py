@@ -19,9 +19,10 @@ import signal
 import socket
 import sys
 import threading
+import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -38,7 +39,7 @@ from amenable.pipeline.manifest import versions
 from amenable.pipeline.mirror import place as located
 from amenable.pipeline.preflight import check_inputs
 from amenable.pipeline.stages import STAGES, Stage
-from amenable.ranks.launch import seat
+from amenable.ranks.launch import LONGEST_STEP, seat
 
 T = TypeVar("T")
 
@@ -84,10 +85,17 @@ class Job:
     """Where the command was given: paths of the recipe are meant from there."""
     command: tuple[str, ...]
     stages: tuple[str, ...]
-    max_minutes: float | None
+    end: float | None
+    """Of the budget, in seconds since the epoch: it does not begin again with a worker."""
     place: Place
     lines: Any
     """A Ray queue of what the user shall see."""
+    name: str
+    """No other run's; that of Ray Train's records."""
+
+    def minutes(self) -> float | None:
+        """What is left of the budget; above 0."""
+        return None if self.end is None else max(self.end - time.time(), 1.0) / 60
 
 
 def run(
@@ -239,37 +247,47 @@ def _run_part(
     names = tuple(stage.name for stage in stages)
     lines = Queue(actor_options={"num_cpus": 0})
     command = tuple(sys.argv)
-    job = Job(recipe, folder, Path.cwd(), command, names, max_minutes, place, lines)
+    end = None if max_minutes is None else time.time() + 60 * max_minutes
+    name = f"{names[0]}-{uuid.uuid4().hex[:8]}"
+    job = Job(recipe, folder, Path.cwd(), command, names, end, place, lines, name)
     train = _trainer(job) if place.together else _task(job)
     try:
         with _told(" to ".join(dict.fromkeys((names[0], names[-1]))), recipe.ray.max_failures):
             failure = _listen(train, lines, progress.say)
     finally:
-        shutil.rmtree(_storage(folder), ignore_errors=True)
+        _remove_records(job)
         ray.kill(lines.actor)
     if failure is not None:
         raise failure.raised()
 
 
 def _storage(folder: Path) -> Path:
-    """Where Ray Train keeps its own records while it runs."""
+    """Where Ray Train keeps its own records while it runs, those of each run below its name."""
     return folder / ".ray"
+
+
+def _remove_records(job: Job) -> None:
+    """Those of this run: a second one, which the lock refuses, must leave the first one's."""
+    shutil.rmtree(_storage(job.folder) / job.name, ignore_errors=True)
+    with suppress(OSError):  # there are others', or none
+        _storage(job.folder).rmdir()
 
 
 def _trainer(job: Job) -> Callable[[], Failure | None]:
     from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchTrainer
+    from ray.train.torch import TorchConfig, TorchTrainer
 
     place = job.place
     resources = {"CPU": place.cpus} | ({"GPU": place.gpus} if place.gpus else {})
     trainer = TorchTrainer(
         _work,
         train_loop_config={"job": job},
+        torch_config=TorchConfig(timeout_s=int(LONGEST_STEP.total_seconds())),
         scaling_config=ScalingConfig(
             num_workers=place.workers, use_gpu=place.gpus > 0, resources_per_worker=resources
         ),
         run_config=RunConfig(
-            name=f"{job.stages[0]}-{uuid.uuid4().hex[:8]}",
+            name=job.name,
             storage_path=str(_storage(job.folder)),
             failure_config=FailureConfig(max_failures=job.recipe.ray.max_failures),
         ),
@@ -308,7 +326,7 @@ def _work(told: Mapping[str, Job]) -> Failure | None:
             job.recipe,
             job.folder,
             only=job.stages,
-            max_minutes=job.max_minutes,
+            max_minutes=job.minutes(),
             progress=progress,
             command=job.command,
         )

@@ -366,7 +366,7 @@ class PipelineJob:
     Args:
         display_name: not used.
         template_path: what `kfp.compiler.Compiler().compile` wrote.
-        pipeline_root: the folder of the run folders.
+        pipeline_root: the folder of the run folders; empty: AMENABLE_RUNS, else runs/.
         parameter_values: of the pipeline's parameters; None stands for the default.
         enable_caching: leave out the tasks of stages whose results are there; None: yes.
         project: not used.
@@ -414,9 +414,9 @@ class PipelineJob:
             out.flush()
 
         is_remote = "://" in self._root
+        root = Path(("" if is_remote else self._root) or os.environ.get(RUNS_VARIABLE) or "runs")
         if is_remote:
-            say(f"not honoured: pipeline_root {self._root}: run folders are local, below runs/")
-        root = Path("runs" if is_remote or not self._root else self._root)
+            say(f"not honoured: pipeline_root {self._root}: run folders are local, below {root}/")
         tasks = root / f"kfp-{self._pipeline.name}"
         with _environment(RUNS_VARIABLE, str(root)):
             try:
@@ -440,12 +440,13 @@ class PipelineJob:
 
 @contextmanager
 def _environment(name: str, value: str) -> Iterator[None]:
-    """An environment variable, while the block runs, unless the user has set it."""
-    if name in os.environ:
-        yield
-        return
+    """An environment variable, while the block runs."""
+    before = os.environ.get(name)
     os.environ[name] = value
     try:
         yield
     finally:
-        del os.environ[name]
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before

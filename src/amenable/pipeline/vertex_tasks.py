@@ -39,16 +39,21 @@ from amenable.pipeline.vertex_parameters import (
 Json = dict[str, Any]
 
 RUNS_VARIABLE = "AMENABLE_RUNS"
-"""Environment variable with the folder of the run folders."""
+"""Environment variable with the folder of the run folders; without it they lie in `kfp.mount`."""
 
 RLHF_STAGES = ("data", "reward", "policy", "evaluate", "report")
 SHOWN_ROWS, SHOWN_CHARACTERS = 5, 160
 """Of the Side-by-Side table, in the log."""
 
 
-def run_folder(values: Mapping[str, Any], kind: str) -> Path:
+def runs_root(settings: str) -> Path:
+    """The folder of the run folders: here `PipelineJob` names it, on a cluster the volume is it."""
+    return Path(os.environ.get(RUNS_VARIABLE) or read_back(settings).kfp.mount)
+
+
+def run_folder(values: Mapping[str, Any], settings: str, kind: str) -> Path:
     """The run folder of these parameters."""
-    return Path(os.environ.get(RUNS_VARIABLE, "runs")) / run_name(values, kind)
+    return runs_root(settings) / run_name(values, kind)
 
 
 # RLHF -----------------------------------------------------------------------------------------
@@ -65,8 +70,8 @@ def prepare_rlhf(values: Mapping[str, Any], settings: str, kind: str = "rlhf") -
     Returns:
         A key for each stage; `run_folder`, where the other tasks find what they need.
     """
-    folder = run_folder(values, kind)
     with task("prepare"):
+        folder = run_folder(values, settings, kind)
         recipe = rlhf_recipe(values, read_back(settings), kind)
         for line in not_honoured(values):
             say(f"not honoured: {line}")
@@ -189,9 +194,8 @@ def infer(values: Mapping[str, Any], settings: str) -> str:
         values: of all parameters of `infer_pipeline`.
         settings: the settings file, as JSON.
     """
-    folder = run_folder(values, "infer")
-    out = folder / "predictions.jsonl"
     with task("infer"):
+        out = run_folder(values, settings, "infer") / "predictions.jsonl"
         silence_libraries()
         recipe = inference_recipe(values, read_back(settings))
         for line in not_honoured(values):
@@ -236,9 +240,8 @@ def ai_preferences(values: Mapping[str, Any], settings: str) -> str:
         values: of all parameters of `rlaif_pipeline`.
         settings: the settings file, as JSON.
     """
-    folder = run_folder(values, "rlaif")
-    out = folder / "vertex" / "preferences.jsonl"
     with task("ai-preferences"):
+        out = run_folder(values, settings, "rlaif") / "vertex" / "preferences.jsonl"
         silence_libraries()
         chosen = read_back(settings)
         template = _template(values["task_type"], chosen.judge, "task_type")
@@ -318,8 +321,8 @@ def autosxs(values: Mapping[str, Any], settings: str) -> Json:
         `evaluation_count`, the path of the judgments, and the win rates.
     """
     digest = hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:8]
-    folder = Path(os.environ.get(RUNS_VARIABLE, "runs")) / f"autosxs-{digest}"
     with task("autosxs"):
+        folder = runs_root(settings) / f"autosxs-{digest}"
         chosen = read_back(settings)
         template = _template(values["task"].split("@")[0], chosen.judge, "task")
         for line in _autosxs_not_honoured(values):

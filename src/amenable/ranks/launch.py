@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 JOIN_TIMEOUT_S = 120.0
 """For all ranks to appear."""
 
-_LONGEST_STEP = timedelta(days=7)  # of a collective: a rank that is gone is told by its heartbeat
+LONGEST_STEP = timedelta(days=7)
+"""Of a collective: rank 0 alone may ask a judge for long; a lost rank is told by its heartbeat."""
 
 
 @dataclass(frozen=True)
@@ -154,7 +155,7 @@ def join(own: Seat, timeout_s: float = JOIN_TIMEOUT_S) -> None:
             store=store,
             rank=own.rank,
             world_size=own.size,
-            timeout=_LONGEST_STEP,
+            timeout=LONGEST_STEP,
         )
     except (RuntimeError, OSError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]

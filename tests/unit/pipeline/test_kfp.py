@@ -8,8 +8,10 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +21,11 @@ pytest.importorskip("kfp", reason="kfp is tested in an environment of its own: m
 
 import yaml
 
-from amenable.artifacts import read_json
+from amenable.artifacts import RunFolder, read_json
 from amenable.cli import main as cli
 from amenable.errors import StorageError, UsageError
 from amenable.pipeline import kfp
+from amenable.pipeline.lock import run_lock
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[2]
@@ -224,6 +227,34 @@ def test_failing_stage_ends_with_its_line_and_exit_code(runs: Runs) -> None:
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1].startswith("amenable: broken.jsonl:2: field 'output_text'")
     assert done.stderr.splitlines()[-1].endswith("(task data)")
+
+
+@pytest.mark.timeout(300)
+def test_sigterm_ends_the_stage_with_a_checkpoint(runs: Runs) -> None:
+    """To the command alone: it goes on to the training process, and nothing runs on."""
+    out = runs.root / "runs" / "stopped"
+    long = ("sft.enabled=true", "sft.epochs=10000", "kfp.retries=1")
+    words = ["--out", str(out), *(f"--set={setting}" for setting in long)]
+    with subprocess.Popen(
+        [sys.executable, "-m", "amenable", "kfp", "run", "short.toml", *words],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=runs.root,
+        env=environment(runs.package.parent),
+    ) as process:
+        metrics = out / "stages" / "sft" / "metrics.jsonl"
+        while not (metrics.exists() and metrics.read_text()):
+            assert process.poll() is None
+            time.sleep(0.05)
+        process.send_signal(signal.SIGTERM)
+        _, said = process.communicate(timeout=60)
+    assert process.returncode == 143, said
+    assert said.splitlines()[-1].startswith("amenable: stopped in sft by SIGTERM; "), said
+    assert said.count("SIGTERM: stops at the next safe point") == 1, said
+    assert list((out / "stages" / "sft" / "checkpoints").iterdir()) != []
+    with run_lock(RunFolder(out).lock_path):
+        pass  # nobody holds it
 
 
 def test_wrong_parameter_ends_before_any_task(runs: Runs) -> None:

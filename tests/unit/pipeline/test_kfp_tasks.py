@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import signal
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -155,6 +156,39 @@ def test_command_that_is_killed_has_no_line(monkeypatch: pytest.MonkeyPatch) -> 
     with pytest.raises(TaskFailed, match="ended without a word") as caught:
         kfp_tasks.amenable("run", "none.toml")
     assert caught.value.exit_code == 1
+
+
+def test_sigterm_goes_to_the_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It is waited for, its exit code is the task's, and the handler of before is back."""
+    command = tmp_path / "command"
+    command.write_text(
+        "#!/bin/sh\n"
+        "trap 'echo saved >&2; exit 143' TERM\n"
+        "kill -TERM $PPID\n"
+        "while :; do sleep 0.05; done\n"
+    )
+    command.chmod(0o755)
+    monkeypatch.setattr(kfp_tasks.sys, "executable", str(command))
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(TaskFailed) as caught:
+        kfp_tasks.amenable("run")
+    assert caught.value.exit_code == 143
+    assert capsys.readouterr().out == "amenable> saved\n"
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_exit_code_of_a_command_that_a_signal_killed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = tmp_path / "command"
+    command.write_text("#!/bin/sh\nkill -KILL $$\n")
+    command.chmod(0o755)
+    monkeypatch.setattr(kfp_tasks.sys, "executable", str(command))
+    with pytest.raises(TaskFailed, match="ended without a word") as caught:
+        kfp_tasks.amenable("run")
+    assert caught.value.exit_code == 137
 
 
 def test_results_are_copied_with_the_main_figures(tmp_path: Path) -> None:

@@ -75,6 +75,35 @@ def test_each_part_has_its_share_of_the_minutes() -> None:
     assert ray._minutes(deadline, [evaluate], [evaluate], own) > 0
 
 
+def job(folder: Path, name: str, end: float | None = None) -> ray.Job:
+    place = ray.Place(1, 1.0, 0.0, together=True)
+    return ray.Job(recipe(), folder, folder, (), ("sft",), end, place, None, name)
+
+
+def test_the_budget_does_not_begin_again_with_a_worker(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [1000.0]
+    monkeypatch.setattr(ray.time, "time", lambda: now[0])
+    own = job(tmp_path, "sft-1", end=1000 + 60 * 10)
+    assert own.minutes() == pytest.approx(10)
+    now[0] += 60 * 7
+    assert own.minutes() == pytest.approx(3)
+    now[0] += 60 * 7
+    assert 0 < (own.minutes() or 0) < 0.1
+    assert job(tmp_path, "sft-1").minutes() is None
+
+
+def test_records_of_another_run_stay(tmp_path: Path) -> None:
+    for name in ("sft-1", "sft-2"):
+        (tmp_path / ".ray" / name).mkdir(parents=True)
+    ray._remove_records(job(tmp_path, "sft-2"))
+    assert [path.name for path in (tmp_path / ".ray").iterdir()] == ["sft-1"]
+    ray._remove_records(job(tmp_path, "sft-1"))
+    assert not (tmp_path / ".ray").exists()
+    ray._remove_records(job(tmp_path, "data-1"))
+
+
 def test_a_line_is_told_when_it_is_whole() -> None:
     told: list[str] = []
 

@@ -211,6 +211,31 @@ def test_failed_task_raises_with_its_exit_code(
     assert "not honoured: pipeline_root gs://b" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("given", "variable", "used"),
+    [("own", "there", "own"), ("", "there", "there"), ("gs://b", "", "runs"), ("", "", "runs")],
+)
+def test_root_of_the_run_folders(
+    given: str, variable: str, used: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The argument, else the variable, else runs/; the tasks are told by the variable."""
+    told: list[tuple[Path, str]] = []
+
+    def run_pipeline(pipeline: Any, values: Any, tasks: Path, say: Any, *, caching: bool) -> None:
+        told.append((tasks.parent, os.environ["AMENABLE_RUNS"]))
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(vertex, "run_pipeline", run_pipeline)
+    monkeypatch.setenv("AMENABLE_RUNS", variable)
+    compiler.Compiler().compile(vertex.infer_pipeline, "infer.yaml")
+    values = {"large_model_reference": "tiny", "prompt_dataset": "a"}
+    vertex.PipelineJob(
+        template_path="infer.yaml", pipeline_root=given, parameter_values=values
+    ).run()
+    assert told == [(Path(used), used)]
+    assert os.environ["AMENABLE_RUNS"] == variable
+
+
 # The course -----------------------------------------------------------------------------------
 
 

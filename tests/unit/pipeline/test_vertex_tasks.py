@@ -39,6 +39,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
     monkeypatch.setattr(vertex_tasks, "amenable", amenable)
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("AMENABLE_RUNS", "runs")
     (tmp_path / "judge.py").write_text(JUDGE)
     return tmp_path
 
@@ -332,6 +333,16 @@ def test_side_by_side_is_the_courses_table(
     said = capsys.readouterr().out.splitlines()
     assert sum("tuned_model" in line for line in said) == 5
     assert max(map(len, said)) < 200
+
+
+def test_run_folders_lie_on_the_volume_unless_the_environment_names_another_place(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("AMENABLE_RUNS", raising=False)
+    assert vertex_tasks.runs_root('{"kfp": {"mount": "/data"}}') == Path("/data")
+    assert vertex_tasks.runs_root("{}") == Path("/runs")
+    monkeypatch.setenv("AMENABLE_RUNS", "here")
+    assert vertex_tasks.runs_root('{"kfp": {"mount": "/data"}}') == Path("here")
 
 
 def test_files_are_made_once(folder: Path) -> None:
