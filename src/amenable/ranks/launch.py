@@ -92,7 +92,7 @@ def run_processes(count: int, words: Sequence[str]) -> int:
 
     They share the cores. Each of Ctrl-C, SIGTERM and SIGHUP that this process gets goes to all of
     them, once: they sit in sessions of their own, where a terminal's Ctrl-C does not reach them a
-    second time.
+    second time. One that this process ignores, as `nohup` has it, stays ignored.
 
     Args:
         count: at least 2.
@@ -118,7 +118,9 @@ def run_processes(count: int, words: Sequence[str]) -> int:
         for process in ranks:
             process.send_signal(told)
 
-    before = {n: signal.signal(n, pass_on) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    heard = [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, pass_on) for number in heard}
     try:
         for rank in range(count):
             own = {**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}

@@ -215,7 +215,7 @@ def test_named_precisions_and_unknown_name() -> None:
     assert resolve_dtype("bf16", "cpu") is torch.bfloat16
     assert resolve_dtype("fp32", "cpu") is torch.float32
     assert resolve_dtype("auto", "meta") is torch.float32
-    with pytest.raises(ModelError, match="use auto, bf16 or fp32"):
+    with pytest.raises(ModelError, match="use auto, bf16, fp32 or fp64"):
         resolve_dtype("fp16", "cpu")
 
 

@@ -177,7 +177,7 @@ def test_command_prints_and_refuses(
     assert amenable(monkeypatch, *small) == 0
     text = capsys.readouterr().out
     assert "106,816 weights" in text
-    assert "a run uses one of 8" in text
+    assert "a process uses one of 8" in text
     assert text.splitlines()[-1] == "fits"
     large = ("--set", "model.base=llama-2-70b", "--hardware", "h100")
     assert amenable(monkeypatch, *small, *large) == 0

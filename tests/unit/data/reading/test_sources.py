@@ -298,6 +298,8 @@ def test_a_missing_package_is_named_with_what_installs_it(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setitem(sys.modules, "s3fs", None)
+    loaded = importlib.import_module("fsspec.registry")._registry
+    monkeypatch.delitem(loaded, "s3", raising=False)  # where another test has opened a store
     text = refusal("s3://bucket/a.jsonl")
     assert text.startswith("s3://bucket/a.jsonl: s3:// needs a package that is not installed (")
     assert text.endswith('; pip install "amenable[remote]"')
