@@ -105,5 +105,5 @@ def run() -> None:
 
 if __name__ == "__main__":
     os.environ["WHAT"] = sys.argv[2]
-    main.app = lambda prog_name: run()  # type: ignore[assignment, misc]  # errors as the command tells them
+    main.app = lambda **_: run()  # type: ignore[assignment, misc]  # errors as the command tells them
     main.main()
