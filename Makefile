@@ -108,7 +108,7 @@ image:
 lab: install
 	$(BIN)/amenable lab exact --out runs/lab
 
-# Kills of training stages at random moments: docs/run-folder.md. Half an hour.
+# Kills of training stages at random moments: docs/run-folder.md. Eight minutes on one core.
 survive: install
 	$(BIN)/python benchmarks/kill_and_resume.py $(ARGS)
 
