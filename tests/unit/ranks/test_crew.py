@@ -10,6 +10,7 @@ import re
 import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -121,6 +122,24 @@ def test_ranks_must_have_the_same_recipe(tmp_path: Path) -> None:
     for _, text in ends:
         assert re.search(r"the recipe's seed is 1 on rank 1 .* and 0 on rank 0", text), text
     assert not (tmp_path / "run" / "stages").exists(), "before anything runs"
+
+
+def test_no_heartbeat_is_left_when_a_rank_leaves(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python ends a thread that is inside torch's store by aborting the process."""
+    from amenable.ranks.watch import Watch
+
+    inside = threading.Event()
+
+    def look(*_: object) -> None:
+        inside.set()
+        time.sleep(0.5)
+
+    monkeypatch.setattr(Watch, "_look", look)
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    watch = Watch()
+    assert inside.wait(10)
+    watch.leave(well=False)
+    assert "amenable ranks" not in {thread.name for thread in threading.enumerate()}
 
 
 def test_a_port_that_is_taken() -> None:
