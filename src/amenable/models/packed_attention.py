@@ -3,20 +3,23 @@
 A batch is one row of all real tokens. Each span of it attends causally to itself and, where it
 continues a prompt that others share, to that prompt. Products run in float32 or wider: their sizes
 are as many as texts have lengths, and oneDNN, which would multiply bfloat16, keeps a compiled
-kernel of each for good. Texts of like length are read together, some queries of each at a time and
-against the keys up to them alone. Scores are made again in the backward pass, so that nothing
-quadratic is kept.
+kernel of each for good. Texts of like length are read together, short ones of several prompts too,
+some queries of each at a time and against the keys up to them alone. Scores are made again in the
+backward pass, so that nothing quadratic is kept.
 
-Shapes: n tokens, H key heads with G query heads each, D head size; in a bundle S texts of L tokens
-behind a prompt of P tokens.
+Shapes: n tokens, H key heads with G query heads each, D head size; in a bundle Q prompts of P
+tokens with S texts of L tokens behind each.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any, NamedTuple, cast
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import chain
+from typing import Any, NamedTuple, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -27,8 +30,10 @@ from amenable.models.projection import precision
 
 _IMPLEMENTATION = "amenable_packed"
 _TOGETHER = 1024  # tokens of a bundle, filling included
-_ALIKE = 0.85  # of its longest text
+_ALIKE, _NEARLY = 0.85, 8  # of the largest, or so many tokens less
+_SCORES = 2**16  # of a query head, in a bundle of several prompts: more would leave the cache
 _FEWEST, _MOST, _PARTS = 64, 128, 8  # queries of a text at a time; else so many parts of it
+T = TypeVar("T")
 _layout: ContextVar[Layout | None] = ContextVar("layout of the packed row", default=None)
 
 
@@ -85,52 +90,69 @@ def packed_attention(
     return cast(Tensor, cast(Any, _PackedAttention).apply(query, key, value, layout, scaling))
 
 
-class Bundle(NamedTuple):
-    """Texts of like length behind the same prompt, each filled up to the longest."""
+@dataclass(frozen=True)
+class Bundle:
+    """Texts of like length behind prompts of like length, as many behind each.
+
+    A short text or prompt is filled up with its last token, to the longest.
+    """
 
     texts: tuple[Span, ...]
-    """S of them, longest first."""
-    first: int
-    """Where the bundle begins among the tokens of all bundles, filling included."""
+    """Q S of them, prompt by prompt."""
+    prompts: int = 1
+    """Q; one, and empty, where texts stand alone."""
 
-    @property
+    @cached_property
     def length(self) -> int:
         """L."""
-        return self.texts[0].end - self.texts[0].start
+        return max(map(_length, self.texts))
 
-    @property
-    def prompt(self) -> slice:
-        """Of the row's tokens: what all of the texts see; it may be empty."""
-        return slice(self.texts[0].prefix_start, self.texts[0].prefix_end)
+    @cached_property
+    def shared(self) -> int:
+        """P."""
+        return max(map(_prompt_length, self.texts))
 
     @property
     def whole(self) -> slice:
         """All L tokens."""
         return slice(0, self.length)
 
-    @property
+    @cached_property
     def parts(self) -> list[slice]:
         """Of the L tokens: the queries that are read at a time, first to last."""
         most = min(max(_FEWEST, self.length // _PARTS), _MOST)
         step = -(-self.length // max(1, round(self.length / most)))
         return [slice(n, min(n + step, self.length)) for n in range(0, self.length, step)]
 
-    def tokens(self, part: slice) -> list[tuple[int, bool]]:
-        """[S l] where a part of every text stands in the row, and whether it is the text's own.
+    @cached_property
+    def hidden(self) -> Tensor | None:
+        """[Q, 1, P] minus infinity at what fills prompts up, else 0; None where nothing does."""
+        own = torch.tensor([is_own for _, is_own in self.prompt_places()])
+        if own.all():
+            return None
+        return torch.zeros(len(own)).masked_fill(~own, -torch.inf).view(self.prompts, 1, -1)
 
-        A short text is filled up with its last token.
-        """
-        return [
-            (min(text.start + n, text.end - 1), text.start + n < text.end)
-            for text in self.texts
-            for n in range(part.start, part.stop)
-        ]
+    def places(self, part: slice) -> list[tuple[int, bool]]:
+        """[Q S l] where a part of every text stands in the row, and whether it is its own."""
+        return [_place(text[:2], n) for text in self.texts for n in range(part.start, part.stop)]
 
-    def view(self, rows: Tensor, part: slice, heads: int) -> Tensor:
-        """[H S, l, ...] of a part of every text, from the rows of all bundles."""
-        start, texts = heads * self.first, heads * len(self.texts)
-        own = rows[start + texts * part.start : start + texts * part.stop]
-        return own.view(texts, part.stop - part.start, -1)
+    def prompt_places(self) -> list[tuple[int, bool]]:
+        """[Q P] the same of the prompts."""
+        firsts = self.texts[:: len(self.texts) // self.prompts]
+        return [_place(text[2:], n) for text in firsts for n in range(self.shared)]
+
+
+def _place(span: tuple[int, int], n: int) -> tuple[int, bool]:
+    start, end = span
+    return min(start + n, end - 1), start + n < end
+
+
+def _length(text: Span) -> int:
+    return text.end - text.start
+
+
+def _prompt_length(text: Span) -> int:
+    return text.prefix_end - text.prefix_start
 
 
 class Layout:
@@ -141,72 +163,107 @@ class Layout:
     """
 
     def __init__(self, spans: Sequence[Span]) -> None:
-        self.tokens = sum(span.end - span.start for span in spans)
-        self.bundles: list[Bundle] = []
-        first = 0
-        for texts in _alike(spans):
-            self.bundles.append(Bundle(tuple(texts), first))
-            first += len(texts) * self.bundles[-1].length
-        self._orders: dict[int, tuple[_Order, _Order]] = {}
+        self.tokens = sum(map(_length, spans))
+        self.bundles = [*_bundles(spans)]
+        self._orders: dict[int, _Order] = {}
 
-    def orders(self, heads: int) -> tuple[_Order, _Order]:
-        """Of the queries, part by part of each bundle, and of the keys, bundle by bundle."""
+    def order(self, heads: int) -> _Order:
+        """Of the rows of so many key heads."""
         if heads not in self._orders:
-            parts = [bundle.tokens(part) for bundle in self.bundles for part in bundle.parts]
-            whole = [bundle.tokens(bundle.whole) for bundle in self.bundles]
-            asked, seen = (_Order.of(pieces, self.tokens, heads) for pieces in (parts, whole))
-            self._orders[heads] = asked, seen
+            self._orders[heads] = _Order.of(self.bundles, self.tokens, heads)
         return self._orders[heads]
 
 
-def _alike(spans: Sequence[Span]) -> Iterator[list[Span]]:
-    """Texts of like length behind the same prompt, longest first."""
-    bundle: list[Span] = []
-    for span in sorted(spans, key=lambda s: (s.prefix_start, s.prefix_end, s.start - s.end)):
-        if bundle:
-            longest = bundle[0].end - bundle[0].start
-            alike = span.end - span.start >= _ALIKE * longest and span[2:] == bundle[0][2:]
-            if not alike or (len(bundle) + 1) * longest > _TOGETHER:
-                yield bundle
-                bundle = []
-        bundle.append(span)
-    if bundle:
-        yield bundle
+def _bundles(spans: Sequence[Span]) -> Iterator[Bundle]:
+    """Texts that are alike; small ones of several prompts together."""
+    by_prompt: dict[tuple[int, int], list[Span]] = {}
+    for span in spans:
+        by_prompt.setdefault(span[2:], []).append(span)
+    by_count: dict[int, list[list[Span]]] = {}
+    for texts in by_prompt.values():
+        for alike in _cut(texts, _length, lambda many, most: many * most <= _TOGETHER):
+            if _prompt_length(alike[0]):
+                by_count.setdefault(len(alike), []).append(alike)
+            else:
+                yield Bundle(tuple(alike))
+    for count, sets in by_count.items():
+        for like in _cut(sets, lambda own: _prompt_length(own[0]), lambda many, most: True):
+            shared = _prompt_length(like[0][0])
+
+            def is_small(many: int, most: int, each: int = count, shared: int = shared) -> bool:
+                return many * each * most * (shared + most) <= _SCORES
+
+            for few in _cut(like, lambda own: _length(own[0]), is_small):
+                yield Bundle(tuple(chain.from_iterable(few)), len(few))
+
+
+def _cut(
+    things: Iterable[T], size: Callable[[T], int], is_small: Callable[[int, int], bool]
+) -> Iterator[list[T]]:
+    """Things of like size, largest first, so many that they are small, or one."""
+    group: list[T] = []
+    for thing in sorted(things, key=size, reverse=True):
+        if group:
+            most = size(group[0])
+            alike = size(thing) >= min(_ALIKE * most, most - _NEARLY)
+            if not alike or not is_small(len(group) + 1, most):
+                yield group
+                group = []
+        group.append(thing)
+    if group:
+        yield group
 
 
 class _Order(NamedTuple):
-    """From [n H], the key heads of a row's tokens, to the R rows that bundles read, and back."""
+    """How bundles read the [n H] rows of a batch: token by token, its key heads side by side.
 
-    there: Tensor
-    """[R] of the n H: heads, then texts, then tokens of each piece."""
-    back: Tensor
-    """[n H] of the R."""
+    A piece is read heads first, then texts (or prompts), then tokens. Queries are read part by part
+    of each bundle; keys and values bundle by bundle, those of its texts and then of its prompts.
+    """
+
+    asked: Tensor
+    """[A] of the n H: queries."""
+    answered: Tensor
+    """[n H] of the A."""
     own: Tensor
-    """[R, 1] False at what fills up."""
+    """[A, 1] False at what fills up."""
+    seen: Tensor
+    """[B] of the n H: keys and values."""
+    of_parts: list[int]
+    """Rows of each piece of A."""
+    of_bundles: list[int]
+    """Rows of each piece of B."""
 
     @classmethod
-    def of(cls, pieces: Sequence[list[tuple[int, bool]]], tokens: int, heads: int) -> _Order:
-        """Of pieces that are read one after the other."""
-        head, there, own = torch.arange(heads)[:, None], [], []
-        for piece in pieces:
-            there.append((torch.tensor([token for token, _ in piece]) * heads + head).flatten())
-            own.append(torch.tensor([is_own for _, is_own in piece]).repeat(heads))
-        rows, real = torch.cat(there), torch.cat(own)
-        back = torch.empty(tokens * heads + 1, dtype=torch.long)
-        back.scatter_(0, rows.where(real, tokens * heads), torch.arange(len(rows)))
-        return cls(rows, back[:-1], real[:, None])
+    def of(cls, bundles: Sequence[Bundle], tokens: int, heads: int) -> _Order:
+        """Of a batch."""
+        parts = [bundle.places(part) for bundle in bundles for part in bundle.parts]
+        keys = [(bundle.places(bundle.whole), bundle.prompt_places()) for bundle in bundles]
+        whole = [*chain.from_iterable(keys)]
+        asked, seen = (_rows(pieces, heads) for pieces in (parts, whole))
+        own = torch.cat([torch.tensor([own for _, own in part]).repeat(heads) for part in parts])
+        answered = torch.empty(tokens * heads + 1, dtype=torch.long)
+        answered.scatter_(0, asked.where(own, tokens * heads), torch.arange(len(asked)))
+        sizes = ([heads * len(piece) for piece in pieces] for pieces in (parts, whole))
+        return cls(asked, answered[:-1], own[:, None], seen, *sizes)
+
+
+def _rows(pieces: Sequence[list[tuple[int, bool]]], heads: int) -> Tensor:
+    head = torch.arange(heads)[:, None]
+    tokens = (torch.tensor([token for token, _ in piece], dtype=torch.long) for piece in pieces)
+    return torch.cat([(own * heads + head).flatten() for own in tokens])
 
 
 class _Keys(NamedTuple):
     """Keys or values that a bundle's texts see, or the gradients of these."""
 
-    prompt: Tensor
-    """[H, P, D]"""
     own: Tensor
-    """[H S, L, D]"""
+    """[H Q S, L, D]"""
+    prompt: Tensor
+    """[H Q, P, D]"""
 
     def against(self, rows: Tensor, end: int) -> Tensor:
-        """[H S, r, P + end] products of [H S, r, D] with the prompt's and the first own ones."""
+        """[H Q S, r, P + end] products of [H Q S, r, D] with prompts' and the first own ones."""
         own = torch.bmm(rows, self.own[:, :end].transpose(1, 2))
         heads, shared, size = self.prompt.shape
         if not shared:
@@ -215,7 +272,7 @@ class _Keys(NamedTuple):
         return torch.cat([before.view(*own.shape[:2], shared), own], -1)
 
     def mix(self, weights: Tensor, out: Tensor) -> None:
-        """Sums over them into [H S, r, D], of weights as `against` gives products."""
+        """Sums over them into [H Q S, r, D], of weights as `against` gives products."""
         heads, shared, size = self.prompt.shape
         own = weights[..., shared:]
         torch.bmm(own, self.own[:, : own.shape[-1]], out=out)
@@ -224,7 +281,7 @@ class _Keys(NamedTuple):
             out.view(heads, -1, size).baddbmm_(before, self.prompt)
 
     def add(self, weights: Tensor, rows: Tensor) -> None:
-        """Add to each the sum over [H S, r, D] that such weights give it."""
+        """Add to each the sum over [H Q S, r, D] that such weights give it."""
         heads, shared, size = self.prompt.shape
         own = weights[..., shared:]
         self.own[:, : own.shape[-1]] += torch.bmm(own.transpose(1, 2), rows)
@@ -240,42 +297,46 @@ class _Laid:
         self, query: Tensor, key: Tensor, value: Tensor, layout: Layout, scaling: float
     ) -> None:
         self.heads, self.size = key.shape[1:]
-        self.bundles = layout.bundles
-        self.asked, self.seen = layout.orders(self.heads)
-        self.queries = self.rows(query).index_select(0, self.asked.there).mul_(scaling)
-        self._rows = [self.rows(x) for x in (key, value)]
-        self._own = [rows.index_select(0, self.seen.there) for rows in self._rows]
+        self.bundles, self.order = layout.bundles, layout.order(self.heads)
+        self.queries = self.rows(query).index_select(0, self.order.asked).mul_(scaling)
+        self.keys, self.values = (
+            self.rows(x).index_select(0, self.order.seen) for x in (key, value)
+        )
 
     def rows(self, x: Tensor) -> Tensor:
         """[n H, ...] of [n, ...]."""
         dtype = torch.promote_types(x.dtype, torch.float32)
         return x.to(dtype).contiguous().view(len(x) * self.heads, -1)
 
-    def of(self, queries: Tensor, bundle: Bundle, part: slice) -> Tensor:
-        """[H S, l G, D] of a part of each text."""
-        own = bundle.view(queries, part, self.heads)
-        return own.view(len(own), -1, self.size)
+    def by_part(self, rows: Tensor) -> Iterator[list[Tensor]]:
+        """[H Q S, l G, D] of the parts of each bundle, from rows in the order of queries."""
+        pieces = iter(rows.split(self.order.of_parts))
+        for bundle in self.bundles:
+            texts = self.heads * len(bundle.texts)
+            yield [next(pieces).view(texts, -1, self.size) for _ in bundle.parts]
 
-    def keys_and_values(self, bundle: Bundle) -> list[_Keys]:
-        """Of a bundle."""
-        return [
-            _Keys(
-                rows.unflatten(0, (-1, self.heads))[bundle.prompt].transpose(0, 1),
-                bundle.view(own, bundle.whole, self.heads),
+    def by_bundle(self, rows: Tensor) -> Iterator[_Keys]:
+        """Of each bundle, from rows in the order of keys."""
+        pieces = iter(rows.split(self.order.of_bundles))
+        for bundle in self.bundles:
+            texts, prompts = self.heads * len(bundle.texts), self.heads * bundle.prompts
+            yield _Keys(
+                next(pieces).view(texts, bundle.length, self.size),
+                next(pieces).view(prompts, bundle.shared, self.size),
             )
-            for rows, own in zip(self._rows, self._own, strict=True)
-        ]
 
-    def weights(self, bundle: Bundle, keys: _Keys, part: slice) -> Tensor:
-        """[H S, l G, P + e] of a part of the queries, which end at e."""
-        scores, length = keys.against(self.of(self.queries, bundle, part), part.stop), _size(part)
+
+def _weights(bundle: Bundle, keys: _Keys, queries: Tensor, part: slice) -> Tensor:
+    """[H Q S, l G, P + e] of a part of the queries, which end at e."""
+    scores, length = keys.against(queries, part.stop), part.stop - part.start
+    if length > 1:
         later = torch.full((length, length), -torch.inf).triu_(1)
         scores.unflatten(1, (length, -1))[..., -length:] += later[:, None]
-        return scores.softmax(-1)
-
-
-def _size(part: slice) -> int:
-    return int(part.stop - part.start)
+    if bundle.hidden is not None:
+        heads = len(scores) // len(bundle.texts)
+        by_prompt = scores.view(heads, bundle.prompts, -1, scores.shape[-1])
+        by_prompt[..., : bundle.shared] += bundle.hidden
+    return scores.softmax(-1)
 
 
 class _PackedAttention(torch.autograd.Function):
@@ -288,11 +349,17 @@ class _PackedAttention(torch.autograd.Function):
         with torch.autocast(query.device.type, enabled=False):
             laid = _Laid(query, key, value, layout, scaling)
             found = torch.empty_like(laid.queries)
-            for bundle in laid.bundles:
-                seen, given = laid.keys_and_values(bundle)
-                for part in bundle.parts:
-                    given.mix(laid.weights(bundle, seen, part), laid.of(found, bundle, part))
-            return found.index_select(0, laid.asked.back).view(len(query), -1).to(query.dtype)
+            for bundle, seen, given, asked, sums in zip(
+                laid.bundles,
+                laid.by_bundle(laid.keys),
+                laid.by_bundle(laid.values),
+                laid.by_part(laid.queries),
+                laid.by_part(found),
+                strict=True,
+            ):
+                for part, rows, out in zip(bundle.parts, asked, sums, strict=True):
+                    given.mix(_weights(bundle, seen, rows, part), out)
+            return found.index_select(0, laid.order.answered).view(len(query), -1).to(query.dtype)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
@@ -312,34 +379,36 @@ class _PackedAttention(torch.autograd.Function):
 
 def _gradients(laid: _Laid, by_found: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Of the scaled queries, the keys and the values, rows of [n H]."""
-    wanted = laid.rows(by_found).index_select(0, laid.asked.there)
-    wanted *= laid.asked.own  # what fills up adds nothing to its keys
+    order, given_rows = laid.order, laid.rows(by_found)
+    wanted = given_rows.index_select(0, order.asked)
+    wanted *= order.own  # what fills up adds nothing to its keys
     by_query = torch.empty_like(laid.queries)
-    by_keys = [torch.zeros(len(laid.seen.there), laid.size, dtype=wanted.dtype) for _ in range(2)]
-    prompts = []
-    for bundle in laid.bundles:
-        seen, given = laid.keys_and_values(bundle)
-        by_seen, by_given = (
-            _Keys(torch.zeros_like(seen.prompt), bundle.view(x, bundle.whole, laid.heads))
-            for x in by_keys
-        )
-        prompts.append((bundle.prompt, (by_seen.prompt, by_given.prompt)))
-        for part in bundle.parts:
-            weights, mine = laid.weights(bundle, seen, part), laid.of(wanted, bundle, part)
+    by_keys, by_values = torch.zeros_like(laid.keys), torch.zeros_like(laid.values)
+    for bundle, seen, given, by_seen, by_given, asked, wants, sums in zip(
+        laid.bundles,
+        laid.by_bundle(laid.keys),
+        laid.by_bundle(laid.values),
+        laid.by_bundle(by_keys),
+        laid.by_bundle(by_values),
+        laid.by_part(laid.queries),
+        laid.by_part(wanted),
+        laid.by_part(by_query),
+        strict=True,
+    ):
+        for part, rows, mine, out in zip(bundle.parts, asked, wants, sums, strict=True):
+            weights = _weights(bundle, seen, rows, part)
             by_given.add(weights, mine)
             by_weights = given.against(mine, part.stop)
             by_scores = torch.ops.aten._softmax_backward_data(
                 by_weights, weights, -1, weights.dtype
             )
-            seen.mix(by_scores, laid.of(by_query, bundle, part))
-            by_seen.add(by_scores, laid.of(laid.queries, bundle, part))
+            seen.mix(by_scores, out)
+            by_seen.add(by_scores, rows)
     by_key, by_value = (
-        x.index_select(0, laid.seen.back).unflatten(0, (-1, laid.heads)) for x in by_keys
+        x.new_zeros(len(given_rows), laid.size).index_add_(0, order.seen, x)
+        for x in (by_keys, by_values)
     )
-    for prompt, (of_key, of_value) in prompts:
-        by_key[prompt] += of_key.transpose(0, 1)
-        by_value[prompt] += of_value.transpose(0, 1)
-    return by_query.index_select(0, laid.asked.back), by_key, by_value
+    return by_query.index_select(0, order.answered), by_key, by_value
 
 
 def _attend(

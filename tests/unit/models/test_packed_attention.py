@@ -18,10 +18,13 @@ SPANS = (
     *(Span(190, 193, 170, 190), Span(193, 333, 170, 190)),
     *(Span(333, 341, 170, 190), Span(341, 348, 170, 190), Span(348, 356, 170, 190)),
     *(Span(356, 366), Span(366, 375)),
+    *(Span(375, 378), Span(378, 379, 375, 378), Span(379, 381, 375, 378)),
+    *(Span(381, 383), Span(383, 386, 381, 383), Span(386, 387, 381, 383)),
+    *(Span(387, 391), Span(391, 393, 387, 391)),
 )
-"""A text that is read in parts; a prompt with five completions, one of them read in parts too and
-three of like length; two short texts alone."""
-TOKENS = 375
+"""A text that is read in parts; a prompt with five completions, one of them read in parts too; two
+short texts alone; short prompts of 3, 2 and 4 tokens with two, two and one completions."""
+TOKENS = 393
 
 
 def rows(dtype: torch.dtype) -> list[Tensor]:
@@ -67,12 +70,25 @@ def error(found: Tensor, wanted: Tensor) -> float:
 
 
 def test_texts_of_like_length_are_read_together() -> None:
-    """The 8, 8 and 7 behind the prompt, and the 10 and 9 alone; a long text in parts."""
+    """Behind one prompt, behind several with as many each, and alone; a long text in parts."""
     bundles = Layout(SPANS).bundles
-    sizes = [[text.end - text.start for text in bundle.texts] for bundle in bundles]
-    assert sorted(sizes) == [[3], [8, 8, 7], [10, 9], [20], [140], [170]]
-    parts = {bundle.length: [part.stop - part.start for part in bundle.parts] for bundle in bundles}
-    assert parts == {3: [3], 8: [8], 10: [10], 20: [20], 140: [70, 70], 170: [57, 57, 56]}
+    sizes = [([t.end - t.start for t in own.texts], own.prompts, own.shared) for own in bundles]
+    alone = [([170], 1, 0), ([20], 1, 0), ([10, 9, 4, 3, 2], 1, 0)]
+    behind = [([140], 1, 20), ([8, 8, 7, 3], 1, 20), ([3, 1, 2, 1], 2, 3), ([2], 1, 4)]
+    assert sorted(sizes) == sorted(alone + behind)
+    parts = {own.length: [part.stop - part.start for part in own.parts] for own in bundles}
+    assert parts == {2: [2], 3: [3], 8: [8], 10: [10], 20: [20], 140: [70, 70], 170: [57, 57, 56]}
+
+
+@pytest.mark.parametrize(("text", "prompts"), [(200, [1, 1]), (100, [2])])
+def test_large_texts_of_several_prompts_are_read_prompt_by_prompt(
+    text: int, prompts: list[int]
+) -> None:
+    """Two times 200 x (200 + 100) scores would leave the cache, two times 100 x (100 + 100) not."""
+    size, spans = 100 + text, []
+    for start in (0, size):
+        spans += [Span(start, start + 100), Span(start + 100, start + size, start, start + 100)]
+    assert [own.prompts for own in Layout(spans).bundles if own.shared] == prompts
 
 
 def test_gradcheck() -> None:
