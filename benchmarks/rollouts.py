@@ -7,6 +7,9 @@ SmolLM2-135M; both sides in turn, medians. `generate` has them in one batch padd
 sequence may end early on either side. Prefill and decoding are timed apart. The floor of a step is
 the larger of its bytes (weights and cache) over the rate at which memory is read and its FLOPs over
 the rate of a matrix product, at rates measured in the same run (`peers/floor.py`).
+
+`--vllm` has vLLM (`rollout/vllm_engine.py`) in the place of `generate`, with an empty prefix cache;
+it needs the environment that `make test-vllm` makes.
 """
 
 from __future__ import annotations
@@ -75,6 +78,31 @@ def generate(model: Any, rows: list[tuple[int, ...]], tokens: int, dtype: torch.
     assert out.shape[1] == width + tokens
 
 
+def vllm(
+    rows: list[tuple[int, ...]], dtype: str
+) -> tuple[Callable[[int], None], Callable[[], object]]:
+    """Samples of exactly so many tokens, and what empties the prefix cache."""
+    from amenable.config.load import load_recipe
+    from amenable.models.build import Foundation
+    from amenable.rollout.copies import open_copy
+
+    settings = ["model.base=smollm2-135m", f"model.dtype={dtype}", "policy.engine=vllm"]
+    settings += [f"data.max_prompt_tokens={max(map(len, rows))}", "policy.reward=task:score"]
+    settings += [f"data.max_completion_tokens={NEW_TOKENS}", "data.prompts=none.jsonl"]
+    foundation = Foundation.open(load_recipe(None, settings))
+    copy = open_copy(foundation, foundation.role("policy", train=False))
+    copy.sync()
+    engine: Any = copy.engine(foundation.renderer)
+    engine._eos_ids = frozenset()
+
+    def sample(tokens: int) -> None:
+        requests = [Request(row, (n,)) for n, row in enumerate(rows)]
+        found = engine.generate(requests, Sampling(max_new_tokens=tokens, temperature=1.0))
+        assert {len(rollout.completion_ids) for rollout in found} == {tokens}
+
+    return sample, copy.sync
+
+
 def floor_of_step(shape: Any, rates: Any, rows: list[tuple[int, ...]], width_bytes: int) -> float:
     """Seconds of a step in the middle of the completion, each row with a prompt of its own."""
     context = sum(len(row) + NEW_TOKENS // 2 for row in rows)
@@ -90,6 +118,7 @@ def main() -> None:
     parser.add_argument("--dtype", choices=("bf16", "fp32"), default="fp32")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--prompts", type=int, nargs="+", default=[16, 64])
+    parser.add_argument("--vllm", action="store_true")
     options = parser.parse_args()
     dtype = {"bf16": torch.bfloat16, "fp32": torch.float32}[options.dtype]
     source = str(resolve_base("smollm2-135m"))
@@ -101,11 +130,15 @@ def main() -> None:
         rows = prompts(source, count)
         requests = [Request(row, (n,)) for n, row in enumerate(rows)]
         found: dict[str, list[float]] = {}
+        other, fresh = partial(generate, model, rows, dtype=dtype), lambda: None
+        if options.vllm:
+            other, fresh = vllm(rows, options.dtype)
         for repeat in range(options.repeats + 1):
             for tokens in (1, NEW_TOKENS):
                 sampling = Sampling(max_new_tokens=tokens, temperature=1.0)
                 own = seconds(partial(engine.generate, requests, sampling))
-                theirs = seconds(partial(generate, model, rows, tokens, dtype))
+                fresh()
+                theirs = seconds(partial(other, tokens))
                 if repeat:  # the first warms up
                     found.setdefault(f"ours_{tokens}", []).append(own)
                     found.setdefault(f"theirs_{tokens}", []).append(theirs)
@@ -115,7 +148,7 @@ def main() -> None:
         report = {
             "prompts": count,
             "ours_s": middle[f"ours_{NEW_TOKENS}"],
-            "generate_s": middle[f"theirs_{NEW_TOKENS}"],
+            "other_s": middle[f"theirs_{NEW_TOKENS}"],
             "ratio": middle[f"theirs_{NEW_TOKENS}"] / middle[f"ours_{NEW_TOKENS}"],
             "prefill_s": middle["ours_1"],
             "generate_prefill_s": middle["theirs_1"],

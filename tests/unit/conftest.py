@@ -23,6 +23,7 @@ from amenable.config.policy import (
     PolicyConfig,
     PPOConfig,
     SelectionConfig,
+    VllmConfig,
 )
 from amenable.config.preference import PreferenceConfig
 from amenable.config.recipe import Recipe
@@ -58,6 +59,7 @@ def tiny_recipe(base: Path, **changes: Any) -> Recipe:
         "ppo": PPOConfig(),
         "online_dpo": OnlineDPOConfig(),
         "best_of_n": BestOfNConfig(),
+        "vllm": VllmConfig(),
         "preference": PreferenceConfig(),
         "checkpoint": CheckpointConfig(),
         "evaluate": EvaluateConfig(bootstrap_samples=50, best_of=0, diversity_prompts=0),
@@ -70,7 +72,7 @@ def tiny_recipe(base: Path, **changes: Any) -> Recipe:
         else:
             top[name] = value
     inner = {
-        "policy": ("kl", "selection", "ppo", "online_dpo", "best_of_n", "preference"),
+        "policy": ("kl", "selection", "ppo", "online_dpo", "best_of_n", "vllm", "preference"),
         "model": ("lora",),
     }
     for outer, names in inner.items():

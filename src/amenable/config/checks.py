@@ -120,6 +120,8 @@ RANGES: dict[str, Range] = {
     "policy.ppo.critic_warmup_updates": ANY,
     "policy.ppo.gamma": Range(0, 1, above=True),
     "policy.ppo.gae_lambda": SHARE,
+    "policy.vllm.cache_gb": POSITIVE,
+    "policy.vllm.ratio_cap": ANY,
     "policy.missing_eos_penalty": ANY,
     "policy.score_clip": ANY,
     "policy.disagreement_coef": ANY,
@@ -454,6 +456,30 @@ def _trackers(recipe: Recipe) -> str:
     return ""
 
 
+def _vllm(recipe: Recipe) -> str:
+    policy, model = recipe.policy, recipe.model
+    if policy.engine != "vllm" or not policy.enabled:
+        return ""
+    if not follows_reward(recipe):
+        return (
+            f"policy.engine: {policy.algorithm} learns from preferences and rolls nothing out;"
+            " remove the key"
+        )
+    if model.quantise != "none":
+        return (
+            f'policy.engine: "vllm" samples with whole weights, which a base in {model.quantise}'
+            ' does not have; set policy.engine = "own" or model.quantise = "none"'
+        )
+    if model.dtype == "fp64":
+        return 'policy.engine: "vllm" has no fp64; set policy.engine = "own" or another model.dtype'
+    if 0 < policy.vllm.ratio_cap < 1:
+        return (
+            f"policy.vllm.ratio_cap: {policy.vllm.ratio_cap:g} would hold every token's weight"
+            " below 1; set at least 1, or 0 to leave the weight out"
+        )
+    return ""
+
+
 def _gate_skip(recipe: Recipe) -> str:
     unknown = [name for name in recipe.policy.gate_skip if name not in GATE_CHECKS]
     if not unknown:
@@ -535,6 +561,7 @@ RULES: tuple[Callable[[Recipe], str], ...] = (
     _disagreement,
     _head_critic,
     _gate_skip,
+    _vllm,
     _selection,
     _health,
     _trackers,

@@ -117,6 +117,18 @@ class SelectionConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class VllmConfig:
+    """vLLM as the engine of roll-outs (docs/vllm.md)."""
+
+    cache_gb: float = 2.0
+    """Memory for keys and values, in GB of 1e9 bytes; the weights are held once more beside it."""
+
+    ratio_cap: float = 2.0
+    """A token's loss is weighted by the trainer's probability of it over vLLM's, up to this
+    (truncated importance sampling); 0 leaves the weight out."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class PolicyConfig:
     """Tuning the policy against a reward, or directly on preferences."""
 
@@ -171,6 +183,9 @@ class PolicyConfig:
 
     top_k: int = 0
     """Must stay 0, for the same reason."""
+
+    engine: Literal["own", "vllm"] = "own"
+    """Who samples the roll-outs of an update; `vllm` needs the extra of that name."""
 
     merged_rollouts: bool = True
     """With LoRA, sample from a second copy of the base into which the adapter is merged: faster.
@@ -256,6 +271,9 @@ class PolicyConfig:
 
     best_of_n: BestOfNConfig = BestOfNConfig()
     """Best-of-n's own settings."""
+
+    vllm: VllmConfig = VllmConfig()
+    """vLLM's settings."""
 
     preference: PreferenceConfig = PreferenceConfig()
     """DPO and its relatives."""

@@ -42,6 +42,32 @@ def ratios(
     return (logprobs - old_logprobs).clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT).exp()
 
 
+def importance_weights(
+    logprobs: Float[Tensor, "N C"], sampler_logprobs: Float[Tensor, "N C"], cap: float
+) -> Float[Tensor, "N C"]:
+    """Weights that make samples of another engine count as the policy's own, but for the cap.
+
+    w = min(exp(logprobs - sampler_logprobs), cap)
+
+    Constants: no gradient flows through them. Source: truncated importance sampling, Ionides 2008;
+    per token as in V-trace, Espeholt et al. 2018, arXiv:1802.01561.
+
+    Args:
+        logprobs: [N, C] nats under the policy at roll-out, by the trainer.
+        sampler_logprobs: [N, C] nats of the same weights, by the engine that drew the tokens.
+        cap: at least 1.
+
+    Returns:
+        [N, C], at most `cap`; 1 where both say the same.
+
+    Raises:
+        ValueError: wrong ranks, shapes or dtypes, or a cap below 1.
+    """
+    if cap < 1:
+        raise ValueError(f"cap must be at least 1, not {cap}")
+    return ratios(logprobs, sampler_logprobs).clamp(max=cap).detach()
+
+
 def sequence_ratios(
     logprobs: Float[Tensor, "N C"],
     old_logprobs: Float[Tensor, "N C"],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 import os
 import sys
@@ -15,7 +16,8 @@ from amenable.config.data import SourceConfig
 from amenable.config.recipe import Recipe
 from amenable.config.rewards import is_folder, kind_of, outside_sources, reward_parts
 from amenable.data.reading.sources import Source, find_sources, hub_name
-from amenable.errors import DataError, ModelError, RecipeError
+from amenable.errors import DataError, ModelError, RecipeError, UsageError
+from amenable.ranks.launch import seat
 from amenable.trackers import check_trackers
 
 if TYPE_CHECKING:
@@ -29,7 +31,7 @@ _QUIET = {
     "TOKENIZERS_PARALLELISM": "false",
 }
 
-_CHATTY = r"(torch|transformers|peft|huggingface_hub|tensorboard|google)\."
+_CHATTY = r"(torch|transformers|peft|huggingface_hub|tensorboard|google|vllm)\."
 
 
 def check_inputs(recipe: Recipe) -> None:
@@ -39,7 +41,8 @@ def check_inputs(recipe: Recipe) -> None:
         DataError: a data file is missing or empty.
         RecipeError: `format`, `reader`, a reward or the judge names nothing that exists, or a token
             is not set.
-        UsageError: the package of a tracker is not installed.
+        UsageError: the package of a tracker, or of `policy.engine`, is not installed; or several
+            processes would have to share that engine.
         ModelError: `policy.reward` looks like a path and is no model folder, or the package that
             `model.quantise` needs is not installed.
     """
@@ -48,6 +51,7 @@ def check_inputs(recipe: Recipe) -> None:
 
     check_trackers(recipe.trackers)
     check_quantiser(recipe.model.quantise)
+    _check_engine(recipe)
     for key in _DATA_KEYS:
         _check_source(getattr(recipe.data, key), f"data.{key}")
     for name, source in outside_sources(recipe.policy):
@@ -63,6 +67,20 @@ def check_inputs(recipe: Recipe) -> None:
             )
     if recipe.collect.annotator == "judge":
         _check_judge(recipe.collect)
+
+
+def _check_engine(recipe: Recipe) -> None:
+    if recipe.policy.engine != "vllm" or not recipe.policy.enabled:
+        return
+    if importlib.util.find_spec("vllm") is None:
+        raise UsageError(
+            'policy.engine: "vllm" needs the package vllm, which is not installed; '
+            'pip install "amenable[vllm]", or set policy.engine = "own"'
+        )
+    if seat() is not None:
+        raise UsageError(
+            'policy.engine: "vllm" runs within one process; set policy.engine = "own" for several'
+        )
 
 
 def _check_judge(config: CollectConfig) -> None:

@@ -353,8 +353,15 @@ class Budget:
         reference = bool(self.rows["demonstrations.train"]) and self.recipe.sft.enabled
         others = own + self._critic
         trained = 1 + self._critic
-        copies = int(policy.merged_rollouts and not self.quantised)
+        served = policy.engine == "vllm"
+        copies = int(policy.merged_rollouts and not self.quantised and not served)
         roles = self._roles(1 + reference + others, 2 + others, copies, frozen=1 + own)
+        if served:
+            roles |= {"vLLM's weights": self.export, "vLLM's cache": policy.vllm.cache_gb * 1e9}
+
+        def decoding(sequences: int, samples: int) -> Parts:
+            return {} if served else self._decoding(sequences, samples, copies > 0)
+
         if self.rows["prompts.validation"]:
             roles["best checkpoint"] = self.trained * _FLOAT
         held = {**roles, "Adam's moments": trained * self.trained * _MOMENTS}
@@ -365,12 +372,8 @@ class Budget:
         samples = min(episodes, _DECODED_TOGETHER), policy.samples_per_prompt
         asked = min(self.rows["prompts.validation"], _DECODED_TOGETHER)
         return [
-            _Phase("roll-out", held | self._decoding(*samples, copies > 0)),
-            *(
-                [_Phase("choice of a checkpoint", held | self._decoding(asked, 1, copies > 0))]
-                if asked
-                else []
-            ),
+            _Phase("roll-out", held | decoding(*samples)),
+            *([_Phase("choice of a checkpoint", held | decoding(asked, 1))] if asked else []),
             _Phase("scoring", {**held, "activations": look}),
             _Phase("training", self._training(roles, "policy", 0, trained)),
             self._checkpoint(roles, trained, trained),

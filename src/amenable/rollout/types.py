@@ -72,11 +72,14 @@ class Rollout:
         prompt_ids: what it continues.
         completion_ids: sampled tokens; the last one is an end-of-sequence token if `ended`.
         ended: the model stopped by itself within `max_new_tokens`.
+        logprobs: nats of each token, at the temperature, as the engine says; empty where the engine
+            computes as the trainer does.
     """
 
     prompt_ids: tuple[int, ...]
     completion_ids: tuple[int, ...]
     ended: bool
+    logprobs: tuple[float, ...] = ()
 
 
 class Engine(Protocol):

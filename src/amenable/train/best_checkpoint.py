@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from amenable.artifacts import StageContext
     from amenable.data.annotator import SimulatedAnnotator
+    from amenable.rollout.copies import Copy
     from amenable.train.policy_roles import PolicyRoles
 
 Scores = Callable[[Sequence[Prompt], Sequence[str]], list[float]]
@@ -41,7 +42,7 @@ class BestCheckpoint:
     """
 
     def __init__(
-        self, ctx: StageContext, roles: PolicyRoles, copy: RolloutCopy, scores: Scores, by: str
+        self, ctx: StageContext, roles: PolicyRoles, copy: Copy, scores: Scores, by: str
     ) -> None:
         self._ctx, self._roles, self._scores, self._by = ctx, roles, scores, by
         self._prompts = open_prompts(ctx.folder.data / "prompts.validation.jsonl")
@@ -111,7 +112,7 @@ class BestCheckpoint:
 def open_best_checkpoint(
     ctx: StageContext,
     roles: PolicyRoles,
-    copy: RolloutCopy,
+    copy: Copy,
     annotator: SimulatedAnnotator | None,
 ) -> BestCheckpoint | None:
     """As the recipe wants it; None where the last checkpoint stays.

@@ -69,6 +69,9 @@ class MicroBatch:
     """Of the reward model, where it is a role of this run; on the rank that owns the batch."""
     disagreement: Tensor | None = None
     """[N] spread of the reward model's heads, where it has several."""
+    sampler_logprobs: Tensor | None = None
+    """[N, C] as the engine said that drew the tokens, where it computes otherwise than the trainer;
+    0 off the mask."""
     owner: int = 0
     """The rank that makes the passes over it, in every sweep."""
 
@@ -81,6 +84,13 @@ class MicroBatch:
     def sequence_kl(self) -> Tensor:
         """[N] nats, summed over real tokens."""
         return sequence_kl(self.kl, self.batch.mask)
+
+    @property
+    def sampler_gap(self) -> Tensor | None:
+        """[M] nats, the trainer's less the engine's, of all real tokens."""
+        if self.sampler_logprobs is None:
+            return None
+        return (self.logprobs - self.sampler_logprobs)[self.batch.mask]
 
     @property
     def measured(self) -> list[Tensor]:
@@ -139,6 +149,11 @@ def describe(
         "completion_tokens": tokens / count,
         "repeated": repeated_share(episodes),
     }
+    gaps = [gap for micro in micros if (gap := micro.sampler_gap) is not None]
+    if gaps:
+        gap = torch.cat(gaps)
+        metrics["engine_gap"] = float(gap.square().mean().sqrt())
+        metrics["engine_kl"] = -float(gap.mean())
     if gold is not None:
         metrics["gold"] = sum(gold.score(e.prompt, e.text) for e in episodes) / count
     return metrics

@@ -25,7 +25,9 @@ from amenable.data.row_file import open_prompts
 from amenable.errors import NumericsError, StageError
 from amenable.models.export import export_policy
 from amenable.models.heads import HeadEnsemble
+from amenable.models.logprobs import scatter
 from amenable.ranks import group as ranks
+from amenable.rollout.copies import open_copy
 from amenable.rollout.rewards import score_groups
 from amenable.rollout.transformers_engine import RolloutCopy
 from amenable.rollout.types import Request, Sampling, uniform_noise
@@ -55,6 +57,7 @@ if TYPE_CHECKING:
     from amenable.models.roles import Role
 
 _SAMPLES_LOGGED = 10
+_MOST_GAP = 0.5  # nats a token, root mean square; bfloat16 alone has up to 0.1
 _ERRORS_BELOW_ZERO = 4.0
 
 
@@ -114,9 +117,9 @@ class _OnPolicyLoop:
         self._order = list(seeded_epochs(count, epochs, ctx.recipe.seed))
         simulated = ctx.recipe.collect.annotator == "simulated"
         self._gold = SimulatedAnnotator(ctx.recipe.collect, ctx.recipe.seed) if simulated else None
-        self._copy = RolloutCopy(
+        self._copy = open_copy(
+            roles.foundation,
             roles.reference if learner.sampler == "reference" else roles.policy,
-            merged=config.merged_rollouts,
         )
         self._engine = self._copy.engine(roles.foundation.renderer)
         self._scorer = Scorer(ctx, roles)
@@ -194,15 +197,7 @@ class _OnPolicyLoop:
         self._ctx.progress.say(_plan(self._ctx))
         self._copy.sync()
         if self._ctx.recipe.policy.gate:
-            found = run_gate(
-                self._ctx,
-                self._roles,
-                self._engine,
-                self._prompts,
-                copy=self._copy,
-                critic=self._learner.critic_role,
-            )
-            write_json(self._ctx.out / "gate.json", found)
+            write_json(self._ctx.out / "gate.json", self._run_gate())
         if self._gold is not None and self._ctx.recipe.evaluate.best_of:
             renderer, role = self._roles.foundation.renderer, self._roles.reward_role
             report_headroom(
@@ -213,6 +208,21 @@ class _OnPolicyLoop:
                 None if role is None else self._centred,
             )
         self._measure_candidate(0)
+
+    def _run_gate(self) -> dict[str, Any]:
+        """On the own engine; another one is held against the trainer as well."""
+        copy = self._copy
+        if not isinstance(copy, RolloutCopy):
+            copy = RolloutCopy(copy.role, merged=False)
+        return run_gate(
+            self._ctx,
+            self._roles,
+            copy.engine(self._roles.foundation.renderer),
+            self._prompts,
+            copy=copy,
+            critic=self._learner.critic_role,
+            served=None if copy is self._copy else self._copy,
+        )
 
     def _centred(self, groups: Sequence[PromptGroup]) -> Tensor:
         """The own reward model's scores, 0 at its offset."""
@@ -264,6 +274,7 @@ class _OnPolicyLoop:
         penalised = kl_placement(self._ctx.recipe.policy) != "none"
         penalty = self._kl.coef * metrics["kl_loss"] if penalised else 0.0
         metrics["objective"] = metrics["reward"] - penalty
+        _check_engine(update, metrics)
         if update == 0 and "reference" not in self._ctx.recipe.policy.gate_skip:
             _check_start(minibatches)
         rows = sample_rows(minibatches, update, self._gold, _SAMPLES_LOGGED)
@@ -446,8 +457,29 @@ def _unmeasured(
         token_scores=None,
         states=None,
         disagreement=scores.clone() if ensemble else None,
+        sampler_logprobs=_told(batch, episodes),
         owner=owner,
     )
+
+
+def _told(batch: GroupBatch, episodes: Sequence[Episode]) -> Tensor | None:
+    """[N, C] what the engine said of its tokens, if it said anything."""
+    told = [logprob for episode in episodes for logprob in episode.rollout.logprobs]
+    if not told:
+        return None
+    return scatter(torch.tensor(told, device=batch.mask.device), batch.mask)
+
+
+def _check_engine(update: int, metrics: Metrics) -> None:
+    """Raises NumericsError: trainer and engine are so far apart that weights cannot be the same."""
+    gap = metrics.get("engine_gap", 0.0)
+    if not gap <= _MOST_GAP:
+        raise NumericsError(
+            f"update {update}: the trainer's log-probabilities of the sampled tokens are "
+            f"{gap:.2g} nats from those of the engine that drew them (root mean square; allowed: "
+            f"{_MOST_GAP:g}): it samples with other weights. Set policy.engine = "
+            '"own", and report the model\'s architecture'
+        )
 
 
 def _plan(ctx: StageContext) -> str:

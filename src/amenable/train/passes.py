@@ -18,7 +18,12 @@ from amenable.data.collate import seeded_epochs
 from amenable.errors import NumericsError
 from amenable.losses.aggregation import Aggregation, token_weights
 from amenable.losses.kl import k2, k3, kl_loss
-from amenable.losses.policy import clipped_tokens, ppo_policy_loss, ratios
+from amenable.losses.policy import (
+    clipped_tokens,
+    importance_weights,
+    ppo_policy_loss,
+    ratios,
+)
 from amenable.ranks import group as ranks
 from amenable.train.experience import Episode, MicroBatch, padded, unpadded
 from amenable.train.loop import Metrics, Optimizer, add_gradient, learning_rate
@@ -170,6 +175,10 @@ class PolicyPasses:
         )
         new, old = output.logprobs, micro.logprobs
         losses = self._surrogate.loss(new, old, advantages, mask)
+        if micro.sampler_logprobs is not None and self._config.vllm.ratio_cap:
+            losses = losses * importance_weights(
+                old, micro.sampler_logprobs, self._config.vllm.ratio_cap
+            )
         totals.add("policy_loss", losses.detach(), mask)
         if self._penalty is not None:
             penalty = self._penalty(new, old, micro.ref_logprobs)

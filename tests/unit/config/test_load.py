@@ -239,6 +239,19 @@ def test_ends_of_a_range() -> None:
             ["model.quantise=nf4", "model.lora.enabled=false"],
             'model.quantise: "nf4" freezes the base, and model.lora.enabled = false trains every',
         ),
+        (
+            ["policy.engine=vllm", "policy.algorithm=dpo"],
+            "policy.engine: dpo learns from preferences and rolls nothing out; remove the key",
+        ),
+        (
+            ["policy.engine=vllm", "model.quantise=nf4"],
+            'policy.engine: "vllm" samples with whole weights, which a base in nf4 does not have',
+        ),
+        (["policy.engine=vllm", "model.dtype=fp64"], 'policy.engine: "vllm" has no fp64; set'),
+        (
+            ["policy.engine=vllm", "policy.vllm.ratio_cap=0.5"],
+            "policy.vllm.ratio_cap: 0.5 would hold every token's weight below 1; set at least 1",
+        ),
         (["policy.top_p=0.9"], "policy.top_p: must be 1 in training, not 0.9"),
         (["policy.top_k=50"], "policy.top_k: must be 0 in training, not 50"),
         (["data.task=files"], 'set data.task = "docstrings" for the built-in task'),

@@ -11,6 +11,7 @@ from amenable.losses.policy import (
     clipped_tokens,
     gspo_clipped_tokens,
     gspo_policy_loss,
+    importance_weights,
     ppo_policy_loss,
     ratios,
     sequence_ratios,
@@ -244,3 +245,17 @@ def test_wrong_gspo_inputs_are_refused(function) -> None:
         function(good, good.half(), good, mask, 0.2)
     with pytest.raises(ValueError, match="clip_range must be above 0"):
         function(good, good, good, mask, 0)
+
+
+def test_importance_weights_by_hand() -> None:
+    """exp of the difference, up to the cap, and constant."""
+    own = LOGPROBS.clone().requires_grad_()
+    weights = importance_weights(own, OLD_LOGPROBS, 1.2)
+    assert weights.tolist()[0] == pytest.approx([1.2, 1.2, 0.5, 0.5, 1.1])
+    assert not weights.requires_grad
+    assert importance_weights(own, own, 1.0).tolist()[0] == [1.0] * 5
+
+
+def test_a_cap_below_one_would_shrink_every_loss() -> None:
+    with pytest.raises(ValueError, match=r"cap must be at least 1, not 0\.5"):
+        importance_weights(LOGPROBS, OLD_LOGPROBS, 0.5)

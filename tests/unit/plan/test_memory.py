@@ -154,3 +154,10 @@ def test_disk_by_hand(tiny_shape: ModelShape) -> None:
         "stages/policy/checkpoints": 3 * 12 * ADAPTER,
         "models/tuned": 2 * P + 4 * ADAPTER,
     }
+
+
+def test_vllm_holds_weights_and_a_cache_of_its_own(tiny_shape: ModelShape) -> None:
+    found = stages(tiny_shape, "policy.engine=vllm", "policy.vllm.cache_gb=0.5")["policy"].parts
+    assert found["vLLM's cache"] == 0.5e9
+    assert found["vLLM's weights"] == 4 * P
+    assert "roll-out copy" not in found

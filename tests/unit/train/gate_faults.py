@@ -40,13 +40,20 @@ class World:
     copy: RolloutCopy
     critic: Role | None
     prompts: Sequence[Prompt]
+    served: Any = None
 
     def look(self, skip: tuple[str, ...] = ()) -> dict[str, Any]:
         """Run the gate."""
         policy = replace(self.ctx.recipe.policy, gate_skip=skip)
         ctx = replace(self.ctx, recipe=replace(self.ctx.recipe, policy=policy))
         return run_gate(
-            ctx, self.roles, self.engine, self.prompts, copy=self.copy, critic=self.critic
+            ctx,
+            self.roles,
+            self.engine,
+            self.prompts,
+            copy=self.copy,
+            critic=self.critic,
+            served=self.served,
         )
 
 

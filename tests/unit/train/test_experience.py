@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import itertools
 
 import torch
@@ -95,3 +96,16 @@ def test_samples_are_ten_and_spread_over_the_batch() -> None:
         gaps = {b - a for a, b in itertools.pairwise(found)}
         assert max(gaps) - min(gaps) <= 1
         assert found[-1] >= 0.85 * count
+
+
+def test_what_the_engine_says_is_held_against_the_trainer() -> None:
+    """Differences 0.1, -0.1 and 0.3 over three tokens: mean 0.1, mean square 0.11 / 3."""
+    logprobs = torch.tensor([[-1.0, 0.0], [-2.0, -3.0]])
+    micro = micro_batch([[episode(0, 1)], [episode(1, 2)]], [0.0, 0.0], logprobs=logprobs)
+    assert "engine_gap" not in describe([[micro]], None)
+    said = logprobs - torch.tensor([[0.1, 7.0], [-0.1, 0.3]])
+    found = describe([[dataclasses.replace(micro, sampler_logprobs=said)]], None)
+    assert abs(found["engine_kl"] - -0.1) < 1e-6, "the engine's less the trainer's"
+    assert abs(found["engine_gap"] - (0.11 / 3) ** 0.5) < 1e-6, (
+        "what is off the mask does not count"
+    )

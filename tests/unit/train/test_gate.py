@@ -39,6 +39,7 @@ def _beside(name: str) -> ModuleType:
 
 
 faults = _beside("gate_faults")
+others = _beside("other_engine")
 
 SIZES = {
     "vocab_size": VOCAB_SIZE,
@@ -114,6 +115,23 @@ def test_a_planted_fault_is_named(
     world = world_of(policy_context, base=lively)
     planted.plant(monkeypatch, world)
     with pytest.raises(NumericsError, match=rf"\n  {planted.check}: "):
+        world.look()
+
+
+@pytest.mark.parametrize("lora", [True, False])
+@pytest.mark.parametrize(
+    "fault", [{}, {"stale": True}, {"off": 0.01}], ids=["sound", "stale", "off"]
+)
+def test_another_engine_is_held_against_the_trainer(
+    policy_context: PolicyContext, lively: Path, fault: dict[str, Any], lora: bool
+) -> None:
+    world = world_of(policy_context, base=lively, lora__enabled=lora)
+    world.served = others.OtherCopy(world.roles.policy, **fault)
+    if not fault:
+        assert world.look()["checks"]["roll-out"]["holds"]
+        assert world.served.syncs == 1
+        return
+    with pytest.raises(NumericsError, match=r"\n  roll-out: engine against trainer, nats: "):
         world.look()
 
 

@@ -30,6 +30,8 @@ from amenable.train.on_policy import run_on_policy
 from amenable.train.policy_roles import PolicyRoles
 from amenable.train.scoring import Scorer
 
+from .other_engine import OtherCopy
+
 PolicyContext = Callable[..., StageContext]
 
 
@@ -398,3 +400,34 @@ def test_a_negative_mean_kl_is_an_alarm(
     )
     nudge(other, size=1e-4)
     assert said(other).count("cannot be negative but by chance") == 1
+
+
+def sampled_by_another(
+    policy_context: PolicyContext, monkeypatch: pytest.MonkeyPatch, **fault: Any
+) -> tuple[Nudger, StageContext]:
+    monkeypatch.setattr(on_policy, "open_copy", lambda _, role: OtherCopy(role, **fault))
+    ctx = policy_context(policy__gate=not fault)
+    learner, _ = nudge(ctx)
+    return learner, ctx
+
+
+def test_another_engine_follows_the_policy(
+    policy_context: PolicyContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rounding alone is between what it tells and what the trainer says, at every update."""
+    learner, ctx = sampled_by_another(policy_context, monkeypatch)
+    rows = [*read_jsonl(ctx.out / "metrics.jsonl")]
+    assert all(row["policy/engine_gap"] < 1e-5 for row in rows)
+    assert len({row["policy/kl_loss"] for row in rows}) == len(rows) == 3, "the policy moves"
+    for minibatches in learner.seen:
+        for micro in (micro for part in minibatches for micro in part):
+            assert micro.sampler_logprobs is not None
+            assert bool((micro.sampler_logprobs[~micro.batch.mask] == 0).all())
+
+
+def test_an_engine_with_other_weights_ends_the_stage(
+    policy_context: PolicyContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = r"update 0: the trainer's log-probabilities .* are 0\.6 nats from those of the engine"
+    with pytest.raises(NumericsError, match=words):
+        sampled_by_another(policy_context, monkeypatch, off=0.6)

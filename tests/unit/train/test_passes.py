@@ -209,3 +209,36 @@ def test_a_critic_that_warms_up_leaves_the_policy_still(policy_context: PolicyCo
 
     assert moved(0) == {"policy": False, "critic": True}
     assert moved(1) == {"policy": True, "critic": True}
+
+
+@pytest.mark.parametrize(
+    ("cap", "factor"), [(2.0, 1.5), (1.25, 1.25), (0.0, 1.0)], ids=["weight", "cap", "off"]
+)
+def test_samples_of_another_engine_are_weighed(
+    policy_context: PolicyContext, cap: float, factor: float
+) -> None:
+    """It drew each token with 2 / 3 of the trainer's probability: gradients count 1.5 times."""
+    found = []
+    for said in (False, True):
+        ctx = policy_context(
+            policy__algorithm="rloo",
+            policy__epochs=1,
+            policy__minibatches=1,
+            policy__max_grad_norm=1e9,
+            vllm__ratio_cap=cap,
+            kl__placement="none",
+        )
+        floor = Floor.of(ctx)
+        minibatches = floor.measured()
+        if said:
+            minibatches = [
+                [
+                    dataclasses.replace(m, sampler_logprobs=m.logprobs - torch.tensor(1.5).log())
+                    for m in part
+                ]
+                for part in minibatches
+            ]
+        floor.learn(minibatches)
+        found.append(floor.gradient())
+    assert float(found[0].norm()) > 1e-3
+    torch.testing.assert_close(found[1], factor * found[0], atol=1e-6, rtol=1e-3)

@@ -17,7 +17,7 @@ from amenable.data.schemas import Prompt
 from amenable.errors import NumericsError, RecipeError
 from amenable.models.roles import Role
 from amenable.rollout.transformers_engine import RolloutCopy, TransformersEngine
-from amenable.rollout.types import Request, Sampling
+from amenable.rollout.types import Engine, Request, Rollout, Sampling
 from amenable.train.gate import standing
 from amenable.train.gate.findings import CHECKS, Finding, count, refusal, report
 from amenable.train.gate.heads import Heads
@@ -36,6 +36,7 @@ from amenable.train.passes import EXACT
 
 if TYPE_CHECKING:
     from amenable.artifacts import StageContext
+    from amenable.rollout.copies import Copy
     from amenable.train.policy_roles import PolicyRoles
 
 FP32 = 1e-4  # nats a token at temperature 1 and above, and per unit of a head's spread
@@ -59,6 +60,7 @@ def run_gate(
     *,
     copy: RolloutCopy,
     critic: Role | None = None,
+    served: Copy | None = None,
 ) -> dict[str, Any]:
     """Every check's figures; weights, gradients and random states are left as they were.
 
@@ -69,6 +71,7 @@ def run_gate(
         prompts: of training; a few short ones are used.
         copy: refreshed here, and left with the policy's present weights.
         critic: the role whose values are learnt, if there is one.
+        served: the copy that another engine samples with in training, if there is one.
 
     Returns:
         `checks` (by name: `holds`, `skipped`, `figures`), `noise`, `rows`, `dtype`, `seconds`.
@@ -79,7 +82,7 @@ def run_gate(
     """
     started = time.perf_counter()
     skipped = _skipped(ctx)
-    gate = _Gate(ctx, roles, engine, copy, critic)
+    gate = _Gate(ctx, roles, engine, copy, critic, served)
     with left_as_found(standing.modules_of(gate.everybody, engine).values()), torch.no_grad():
         gate.run(prompts)
     seconds = time.perf_counter() - started
@@ -149,8 +152,10 @@ class _Gate:
         engine: TransformersEngine,
         copy: RolloutCopy,
         critic: Role | None,
+        served: Copy | None,
     ) -> None:
         self._ctx, self._roles, self._engine, self._copy = ctx, roles, engine, copy
+        self._served = served
         self._pad = roles.foundation.renderer.pad_id
         self._heads = Heads.of(roles.reward_role, critic, self._pad)
         self._temperature = ctx.recipe.policy.temperature
@@ -174,6 +179,8 @@ class _Gate:
             rows = self._sample(prompt_ids)
             self._trainer(rows)
             self._rollout(rows)
+            if self._served is not None:
+                self._serve(self._served, prompt_ids)
             moved = self._still(rows)
             self._read_heads(rows, moved)
             self.findings += standing.gradient(
@@ -216,7 +223,7 @@ class _Gate:
             self.findings.append(standing.eos_recognised(foundation, engine, prompt_ids[0]))
         return finite.holds and pad.holds
 
-    def _sample(self, prompt_ids: list[list[int]]) -> Rows:
+    def _drawn(self, engine: Engine, prompt_ids: list[list[int]]) -> tuple[Rows, list[Rollout]]:
         """Completions as the loop draws them."""
         sampling = Sampling(
             max_new_tokens=min(_NEW_TOKENS, self._ctx.recipe.data.max_completion_tokens),
@@ -227,7 +234,7 @@ class _Gate:
             for index, ids in enumerate(prompt_ids)
             for sample in range(_SAMPLES)
         ]
-        rollouts = self._engine.generate(requests, sampling)
+        rollouts = engine.generate(requests, sampling)
         groups = tuple(
             PromptGroup(
                 ids, [r.completion_ids for r in rollouts[_SAMPLES * i : _SAMPLES * (i + 1)]]
@@ -235,12 +242,27 @@ class _Gate:
             for i, ids in enumerate(prompt_ids)
         )
         keys = tuple(request.key for request in requests)
+        return Rows(groups, keys, sampling.max_new_tokens, self._pad), rollouts
+
+    def _sample(self, prompt_ids: list[list[int]]) -> Rows:
+        """The completions that the checks are made on."""
+        rows, _ = self._drawn(self._engine, prompt_ids)
         self.more["rows"] = {
-            "prompts": len(groups),
-            "prompt_tokens": sum(len(group.prompt_ids) for group in groups),
-            "completion_tokens": sum(len(ids) for _, ids in pairs(groups)),
+            "prompts": len(rows.groups),
+            "prompt_tokens": sum(len(group.prompt_ids) for group in rows.groups),
+            "completion_tokens": sum(len(ids) for _, ids in pairs(rows.groups)),
         }
-        return Rows(groups, keys, sampling.max_new_tokens, self._pad)
+        return rows
+
+    def _serve(self, served: Copy, prompt_ids: list[list[int]]) -> None:
+        """What another engine says of the tokens that it draws, against the trainer."""
+        served.sync()
+        engine = served.engine(self._roles.foundation.renderer)
+        rows, rollouts = self._drawn(engine, prompt_ids)
+        said = torch.tensor([logprob for rollout in rollouts for logprob in rollout.logprobs])
+        expected = trainer_logprobs(served.role, rows.groups, self._pad, self._temperature)
+        ruler = replace(self._ruler, times=TIMES_DECODING_NOISE)
+        self._compare("roll-out", "engine against trainer, nats", said, expected, ruler)
 
     def _trainer(self, rows: Rows) -> None:
         """The learners' log-probabilities: in a group, in a batch, alone, and by transformers."""
