@@ -72,10 +72,10 @@ class Sweep(Progress):
         self.seconds = 0.0
 
     @contextmanager
-    def track(self, total: int, description: str) -> Iterator[Tracker]:
+    def track(self, total: int, description: str, done: int = 0) -> Iterator[Tracker]:
         """Times a piece of work if it is the sweep."""
         began = time.monotonic()
-        with super().track(total, description) as tracker:
+        with super().track(total, description, done) as tracker:
             yield tracker
         if description == "policy: reference":
             self.seconds += time.monotonic() - began

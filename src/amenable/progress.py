@@ -125,22 +125,27 @@ class Progress:
             print(text, file=self._out(), flush=True)
 
     @contextmanager
-    def track(self, total: int, description: str) -> Iterator[Tracker]:
+    def track(self, total: int, description: str, done: int = 0) -> Iterator[Tracker]:
         """Yields a tracker of `total` steps.
 
         A bar inside another bar becomes plain lines above it.
+
+        Args:
+            total: steps.
+            description: of the work.
+            done: steps that were done before, in no time that counts.
         """
         if not self._quiet and self._out().isatty() and self._say_above_bar is None:
-            with self._bar(total, description) as tracker:
+            with self._bar(total, description, done) as tracker:
                 yield tracker
             return
-        lines = PlainLines(total, description, self.say)
+        lines = PlainLines(total, description, self.say, done=done)
         yield lines
         lines.finish()
 
     @contextmanager
-    def _bar(self, total: int, description: str) -> Iterator[Tracker]:
-        with rich_bar(total, description, self._out()) as (tracker, say):
+    def _bar(self, total: int, description: str, done: int) -> Iterator[Tracker]:
+        with rich_bar(total, description, self._out(), done) as (tracker, say):
             self._say_above_bar = say
             try:
                 yield tracker
@@ -160,11 +165,12 @@ class PlainLines:
         description: str,
         say: Callable[[str], None],
         *,
+        done: int = 0,
         clock: Callable[[], float] = time.monotonic,
     ):
-        """Starts at step 0 of `total`; `say` takes the finished line."""
+        """Starts behind the first `done` steps of `total`; `say` takes the finished line."""
         self._total, self._description, self._say, self._clock = total, description, say, clock
-        self._done = 0
+        self._done = self._before = done
         self._start = self._said_at = clock()
         self._said_done = -1
         self._postfix: dict[str, float | str] = {}
@@ -174,7 +180,7 @@ class PlainLines:
         self._done += n
         self._postfix.update(postfix)
         silence_s = self._clock() - self._said_at
-        moved = self._done - max(self._said_done, 0)
+        moved = self._done - max(self._said_done, self._before)
         enough = moved >= PLAIN_FRACTION * self._total or silence_s >= PLAIN_SILENCE_S
         if silence_s >= PLAIN_INTERVAL_S and enough:
             self._write()
@@ -195,9 +201,9 @@ class PlainLines:
         self._say("  ".join(parts))
 
     def _times(self, elapsed_s: float, ended: bool) -> str:
-        if ended or not 0 < self._done < self._total:
+        if ended or not self._before < self._done < self._total:
             return duration(elapsed_s)
-        left_s = elapsed_s / self._done * (self._total - self._done)
+        left_s = elapsed_s / (self._done - self._before) * (self._total - self._done)
         return f"{duration(elapsed_s)}, {duration(left_s)} left"
 
 
@@ -214,7 +220,7 @@ class _BarTracker:
 
 @contextmanager
 def rich_bar(
-    total: int, description: str, stream: TextIO
+    total: int, description: str, stream: TextIO, done: int = 0
 ) -> Iterator[tuple[Tracker, Callable[[str], None]]]:
     """Yields a tracker drawn as a bar with time left, and a function that prints above the bar."""
     from rich import progress as rich_progress  # 0.1 s: only when a bar is drawn
@@ -230,7 +236,7 @@ def rich_bar(
         console=Console(file=stream, stderr=stream is sys.stderr),
         redirect_stdout=False,
     )
-    task = bar.add_task(description, total=total, figures="")
+    task = bar.add_task(description, total=total, completed=done, figures="")
 
     def advance(n: int, figures: str) -> None:
         bar.update(task, advance=n, figures=figures)

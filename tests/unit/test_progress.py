@@ -68,6 +68,16 @@ def test_plain_lines_are_few_and_say_the_time_left() -> None:
     assert lines[-1].startswith("sft 100/100  1 min 40 s")
 
 
+def test_what_was_done_before_counts_for_no_time() -> None:
+    """50 of 100 came out of a checkpoint; the 51st takes ten seconds."""
+    clock, lines = Clock(), list[str]()
+    tracker = PlainLines(100, "sft", lines.append, done=50, clock=clock)
+    for _ in range(10):
+        clock.now += 10
+        tracker.advance()
+    assert lines[0] == "sft 56/100  1 min 00 s, 7 min 20 s left"
+
+
 def test_slow_steps_are_told_after_a_minute() -> None:
     clock, lines = Clock(), list[str]()
     tracker = PlainLines(1000, "sft", lines.append, clock=clock)

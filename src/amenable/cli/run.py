@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from amenable.cli.options import AsJson, MaxMinutes, On, Out, Overrides, Seed
 from amenable.masking import shown_name
 from amenable.ranks.launch import leads
+
+if TYPE_CHECKING:
+    from amenable.config.recipe import Recipe
 
 RUN_EXAMPLE = "Example: amenable run recipe.toml --set policy.updates=50 --out runs/first"
 DEMO_EXAMPLE = "Example: amenable demo --out runs/demo --seed 1 --max-minutes 15"
@@ -75,7 +78,7 @@ def run(
     if recipe is None:
         raise typer.BadParameter("which recipe? Try: amenable run examples/tiny.toml")
     if processes > 1:
-        _run_in(processes, on, debug=bool(context.obj))
+        _run_in(processes, on, lambda: _recipe(recipe, overrides, seed), debug=bool(context.obj))
     if seeds:
         numbers = _numbers(seeds, seed)
         _run_seeds(recipe, overrides, out, numbers, (only, until), max_minutes, as_json, on)
@@ -93,17 +96,22 @@ def run(
     )
 
 
-def _run_in(processes: int, on: str | None, *, debug: bool) -> None:
-    """The same command line in several processes; ends with their exit code."""
+def _run_in(processes: int, on: str | None, look: Callable[[], Recipe], *, debug: bool) -> None:
+    """The same command line in several processes; ends with their exit code.
+
+    What is wrong with the recipe is told here, once.
+    """
     import sys
 
     from amenable.errors import UsageError
+    from amenable.pipeline.preflight import check_inputs
     from amenable.ranks.launch import run_processes, seat
 
     if on:
         raise UsageError("--processes and --on exclude each other; on Ray, ray.workers counts")
     if seat() is not None:
         raise UsageError("--processes: this is one of several processes already; leave it out")
+    check_inputs(look())
     words: list[str] = []
     for word in sys.argv[1:]:
         if words and words[-1] == "--processes":
@@ -126,12 +134,9 @@ def _run(
     as_json: bool = False,
     on: str | None = None,
 ) -> None:
-    from amenable.config.load import load_recipe
     from amenable.pipeline.mirror import place
 
-    settings = list(overrides or ())
-    settings += [] if seed is None else [f"seed={seed}"]
-    recipe = load_recipe(path, settings)
+    recipe = _recipe(path, overrides, seed)
     folder = place(out or f"runs/{recipe.name}")
     summary = _runner(on)(recipe, folder, only=only, until=until, max_minutes=max_minutes)
     if not leads():
@@ -141,6 +146,14 @@ def _run(
         return
     for line in result_lines(summary, folder):
         typer.echo(line)
+
+
+def _recipe(path: Path, overrides: Sequence[str] | None, seed: int | None) -> Recipe:
+    from amenable.config.load import load_recipe
+
+    settings = list(overrides or ())
+    settings += [] if seed is None else [f"seed={seed}"]
+    return load_recipe(path, settings)
 
 
 def _runner(on: str | None) -> Callable[..., dict[str, Any]]:

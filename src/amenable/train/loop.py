@@ -306,9 +306,8 @@ def train_supervised(
     )
     checkpoints = checkpoints or Checkpoints(ctx)
     progress = _SupervisedProgress(ctx, role, optimizer, loss_name, checkpoints)
-    with ctx.stop.held_up(), ctx.progress.track(steps, ctx.stage) as bar:
-        progress.resume(steps)
-        bar.advance(progress.step)
+    progress.resume(steps)
+    with ctx.stop.held_up(), ctx.progress.track(steps, ctx.stage, progress.step) as bar:
         if progress.step in marks and not progress.evaluated:
             progress.evaluate(evaluate())
         for step in range(progress.step, steps):

@@ -145,8 +145,7 @@ class _OnPolicyLoop:
             first = 0
             if self._checkpoints.due():
                 self._save(first)
-        with ctx.stop.held_up(), ctx.progress.track(config.updates, "policy") as bar:
-            bar.advance(first)
+        with ctx.stop.held_up(), ctx.progress.track(config.updates, "policy", first) as bar:
             for update in range(first, first if self._ended(first) else config.updates):
                 metrics = self._update(update)
                 self._history.append(metrics)

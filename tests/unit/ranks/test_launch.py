@@ -15,6 +15,9 @@ from amenable.cli.main import main
 from amenable.ranks import launch
 from amenable.ranks.launch import Seat, leads, seat
 
+ROOT = Path(__file__).parents[3]
+RECIPE = "examples/tiny.toml"
+
 
 def test_one_process_has_no_seat_and_leads(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("RANK", "WORLD_SIZE"):
@@ -47,13 +50,36 @@ def test_processes_run_the_same_words(monkeypatch: pytest.MonkeyPatch, given: li
 
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     monkeypatch.setattr(launch, "run_processes", run)
-    words = ["run", "recipe.toml", *given, "--set", "seed=3"]
+    monkeypatch.chdir(ROOT)
+    words = ["run", RECIPE, *given, "--set", "seed=3"]
     monkeypatch.setattr(sys, "argv", ["amenable", *words])
     with pytest.raises(SystemExit) as ended:
         main()
     assert ended.value.code == 7
-    told = ["-m", "amenable", "run", "recipe.toml", "--set", "seed=3"]
+    told = ["-m", "amenable", "run", RECIPE, "--set", "seed=3"]
     assert seen == [(3, told + given[1:] if "=" in given[0] else told)]
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [("policy.updatez=3", "policy.updatez"), ("data.prompts=none.jsonl", "there is no such file")],
+)
+def test_a_wrong_recipe_is_told_once_before_a_process_starts(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], setting: str, said: str
+) -> None:
+    def run(count: int, words: list[str]) -> int:
+        raise AssertionError("a process is started")
+
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    monkeypatch.setattr(launch, "run_processes", run)
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(
+        sys, "argv", ["amenable", "run", RECIPE, "--processes", "2", "--set", setting]
+    )
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    assert capsys.readouterr().err.count(said) == 1
 
 
 def test_processes_get_a_seat_each_and_share_the_cores(
