@@ -151,7 +151,7 @@ def main() -> None:
             "other_s": middle[f"theirs_{NEW_TOKENS}"],
             "ratio": middle[f"theirs_{NEW_TOKENS}"] / middle[f"ours_{NEW_TOKENS}"],
             "prefill_s": middle["ours_1"],
-            "generate_prefill_s": middle["theirs_1"],
+            "other_prefill_s": middle["theirs_1"],
             "step_ms": 1e3 * step,
             "floor_ms": 1e3 * least,
             "share_of_floor": least / step,

@@ -104,15 +104,18 @@ class StopRequest:
 class Progress:
     """A bar with time left on a terminal, few plain lines elsewhere, nothing if `quiet`."""
 
-    def __init__(self, *, stream: TextIO | None = None, quiet: bool = False):
+    def __init__(self, *, stream: TextIO | None = None, quiet: bool = False, rank: int = 0):
         """Decides by the stream how to draw.
 
         Args:
             stream: where to write; stderr as it is at each call, if None.
-            quiet: say nothing at all.
+            quiet: say nothing.
+            rank: above 0 a process that follows another: it is quiet but for what it alone has
+                seen.
         """
         self._stream = stream
-        self._quiet = quiet
+        self._quiet = quiet or rank > 0
+        self._rank = rank
         self._say_above_bar: Callable[[str], None] | None = None
 
     def say(self, text: str) -> None:
@@ -123,6 +126,13 @@ class Progress:
             self._say_above_bar(text)
         else:
             print(text, file=self._out(), flush=True)
+
+    def blame(self, text: str) -> None:
+        """Writes one line about a row, which of several processes one alone has seen."""
+        if self._rank:
+            print(f"{text} (seen by rank {self._rank})", file=self._out(), flush=True)
+        else:
+            self.say(text)
 
     @contextmanager
     def track(self, total: int, description: str, done: int = 0) -> Iterator[Tracker]:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+from typing import Any
 
 import pytest
 
@@ -85,6 +86,26 @@ def test_slow_steps_are_told_after_a_minute() -> None:
         clock.now += 20
         tracker.advance()
     assert len(lines) == 2
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({}, "a\nb\n"),
+        ({"quiet": True}, ""),
+        ({"rank": 2}, "b (seen by rank 2)\n"),
+    ],
+)
+def test_a_process_that_follows_says_which_rows_it_blames(
+    settings: dict[str, Any], said: str
+) -> None:
+    stream = io.StringIO()
+    progress = Progress(stream=stream, **settings)
+    progress.say("a")
+    progress.blame("b")
+    with progress.track(3, "work") as bar:
+        bar.advance(0)
+    assert stream.getvalue().replace("work 0/3  0 s\n", "") == said
 
 
 def test_piped_progress_is_plain_text() -> None:

@@ -48,6 +48,9 @@ class Range:
 TRACKERS = ("wandb", "mlflow", "trackio")
 """Rows of `amenable/trackers.py`."""
 
+VLLM_HEAT = Range(0.01, 2.0)
+"""Temperatures that vLLM takes as they are."""
+
 ANY = Range(0)
 POSITIVE = Range(0, above=True)
 COUNT = Range(1)
@@ -472,6 +475,12 @@ def _vllm(recipe: Recipe) -> str:
         )
     if model.dtype == "fp64":
         return 'policy.engine: "vllm" has no fp64; set policy.engine = "own" or another model.dtype'
+    for key, heat in (
+        ("policy.temperature", policy.temperature),
+        ("evaluate.temperature", recipe.evaluate.temperature),
+    ):
+        if not (VLLM_HEAT.holds(heat) or (key != "policy.temperature" and heat == 0)):
+            return f"{key}: {heat:g} is out of what vLLM samples at; set {VLLM_HEAT}"
     if 0 < policy.vllm.ratio_cap < 1:
         return (
             f"policy.vllm.ratio_cap: {policy.vllm.ratio_cap:g} would hold every token's weight"

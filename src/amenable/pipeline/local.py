@@ -128,7 +128,7 @@ def run(
     keep_freed_memory()
 
     def lead(crew: Crew | None = None) -> Json:
-        check_inputs(recipe)
+        check_inputs(recipe, [stage.name for stage in selected])
         base = base_model(recipe, progress.say)
         close_hub(recipe, base)
         with output_folder(out_dir, progress.say) as (root, publish):

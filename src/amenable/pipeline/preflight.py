@@ -7,7 +7,7 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -34,8 +34,12 @@ _QUIET = {
 _CHATTY = r"(torch|transformers|peft|huggingface_hub|tensorboard|google|vllm)\."
 
 
-def check_inputs(recipe: Recipe) -> None:
+def check_inputs(recipe: Recipe, stages: Collection[str] = ("policy",)) -> None:
     """Returns when every file and folder that the recipe names is there.
+
+    Args:
+        recipe: the run.
+        stages: that will run, by name; only `policy` makes a difference.
 
     Raises:
         DataError: a data file is missing or empty.
@@ -51,7 +55,8 @@ def check_inputs(recipe: Recipe) -> None:
 
     check_trackers(recipe.trackers)
     check_quantiser(recipe.model.quantise)
-    _check_engine(recipe)
+    if "policy" in stages:
+        _check_engine(recipe)
     for key in _DATA_KEYS:
         _check_source(getattr(recipe.data, key), f"data.{key}")
     for name, source in outside_sources(recipe.policy):

@@ -128,7 +128,7 @@ class Crew:
 
     def follow(self, recipe: Recipe, folder: RunFolder, stages: Sequence[Stage]) -> Json:
         """Every other rank: run what rank 0 runs, until it is done; returns its summary."""
-        quiet, stop = Progress(quiet=True), SharedStop(StopRequest())
+        quiet, stop = Progress(rank=group.rank()), SharedStop(StopRequest())
         by_name = {stage.name: stage for stage in stages}
         try:
             with self.explained(), writes_left_out(folder.root), _leaves_signals_to_rank_0():

@@ -133,10 +133,11 @@ def run(
             f"--on {on}: the run folder must lie on a file system that all hosts share, not at "
             f"{shown_name(where)}; give one with --out"
         )
-    check_inputs(recipe)
+    check_inputs(recipe, [stage.name for stage in selected])
     folder = RunFolder(where.absolute())
     deadline = Deadline(None if max_minutes is None else max_minutes * 60)
     parts = places(recipe, selected)
+    _check_engine(recipe, parts)
     asked = [place for place, _ in parts]
     with _interruptible(), cluster(on, asked, folder.root, progress):
         for number, (place, stages) in enumerate(parts):
@@ -230,6 +231,17 @@ def _minutes(
         sum(stage.time_share for stage in some if not stage.off(recipe)) for some in (stages, rest)
     )
     return max(deadline.remaining_s(), 1.0) / 60 * (due / still if due else 1.0)
+
+
+def _check_engine(recipe: Recipe, parts: Sequence[tuple[Place, list[Stage]]]) -> None:
+    """Raises UsageError: vLLM, which runs within one process, would have to serve several."""
+    for place, stages in parts:
+        named = any(stage.name == "policy" for stage in stages)
+        if named and place.workers > 1 and recipe.policy.engine == "vllm":
+            raise UsageError(
+                'policy.engine: "vllm" runs within one process; set ray.policy.workers = 1, or '
+                'policy.engine = "own"'
+            )
 
 
 def _run_part(

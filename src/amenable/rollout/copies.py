@@ -24,6 +24,10 @@ class Copy(Protocol):
         """Samples with these weights."""
         ...
 
+    def close(self) -> None:
+        """Give its memory back; nothing samples with it any more."""
+        ...
+
 
 def open_copy(foundation: Foundation, role: Role) -> Copy:
     """As `policy.engine` has it.

@@ -431,6 +431,9 @@ class RolloutCopy:
                     copied[name].copy_(sharding.whole(parameter.detach()))
         return self.model
 
+    def close(self) -> None:
+        """Nothing to do: plain tensors, which go with it."""
+
     def engine(self, renderer: Renderer) -> TransformersEngine:
         """Samples with these weights."""
         return TransformersEngine(

@@ -7,6 +7,7 @@ the trainer weighs the difference (`losses.policy.importance_weights`).
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 _SETTINGS = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # weights pass within the process
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # the trainer's threads stay where they are
-    "VLLM_LOGGING_LEVEL": "CRITICAL",  # what fails it raises as well
+    "VLLM_LOGGING_LEVEL": "CRITICAL",  # it would show whole batches; the gate sees what is missed
     "VLLM_NO_USAGE_STATS": "1",
 }
 _BATCH_TOKENS = 8192
@@ -48,12 +49,12 @@ class VllmCopy:
     def __init__(self, role: Role, foundation: Foundation) -> None:
         for name, value in _SETTINGS.items():
             os.environ.setdefault(name, value)
-        from vllm import LLM
-
         recipe, on_cpu = foundation.recipe, foundation.device.type == "cpu"
         self.role = role
         self._room = recipe.data.max_prompt_tokens + recipe.data.max_completion_tokens
-        with _explained():
+        with _explained(), _own_threads():
+            from vllm import LLM
+
             self._llm = LLM(
                 foundation.source,
                 dtype=str(foundation.dtype).removeprefix("torch."),
@@ -74,10 +75,19 @@ class VllmCopy:
     def sync(self) -> None:
         """Take over the role's present weights."""
         with torch.no_grad(), _explained():
-            weights = iter(list(role_weights(self.role)))
+            weights = role_weights(self.role)  # one merged matrix at a time
             self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": weights})
             self._llm.apply_model(_lay_out_head)
-        self._llm.reset_prefix_cache()
+            if not self._llm.reset_prefix_cache():
+                raise RuntimeError("its cache of prompts could not be emptied")
+
+    def close(self) -> None:
+        """Give weights and cache back."""
+        self._llm.llm_engine.engine_core.shutdown()
+        del self._llm
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
 
     def engine(self, renderer: Renderer) -> VllmEngine:
         """Samples with these weights."""
@@ -91,9 +101,18 @@ def _explained() -> Iterator[None]:
         yield
     except Exception as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise StageError(
-            f'vLLM failed: {reason}; change policy.vllm, or set policy.engine = "own"'
-        ) from error
+        raise StageError(f'vLLM failed: {reason}; policy.engine = "own" does without it') from error
+
+
+@contextmanager
+def _own_threads() -> Iterator[None]:
+    """Torch's threads are the same afterwards; vLLM sets them, and keeps others from doing it."""
+    count, set_count = torch.get_num_threads(), torch.set_num_threads
+    try:
+        yield
+    finally:
+        torch.set_num_threads = set_count
+        torch.set_num_threads(count)
 
 
 def role_weights(role: Role) -> Iterator[tuple[str, Tensor]]:

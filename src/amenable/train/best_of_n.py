@@ -76,14 +76,14 @@ class BestOfNLearner:
         }
 
     def _gradient(self, micro: MicroBatch, mask: Tensor, tokens: int, counts: bool) -> float:
-        temperature, say = self._config.temperature, self._ctx.progress.say
+        temperature, blame = self._config.temperature, self._ctx.progress.blame
         logprobs = self._policy.logprobs(micro.batch, temperature=temperature).logprobs
         losses = counts * cross_entropy(logprobs, micro.batch.mask)
         return add_gradient(
             losses,
             mask,
             tokens,
-            lambda row: say(f"policy: loss is not finite: {micro.episodes[row]}"),
+            lambda row: blame(f"policy: loss is not finite: {micro.episodes[row]}"),
         )
 
     def state(self) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:

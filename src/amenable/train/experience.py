@@ -85,12 +85,12 @@ class MicroBatch:
         """[N] nats, summed over real tokens."""
         return sequence_kl(self.kl, self.batch.mask)
 
-    @property
-    def sampler_gap(self) -> Tensor | None:
-        """[M] nats, the trainer's less the engine's, of all real tokens."""
+    def sampler_gap(self, of_reference: bool) -> Tensor | None:
+        """[M] nats, the trainer's less the engine's, of all real tokens; of whoever sampled."""
         if self.sampler_logprobs is None:
             return None
-        return (self.logprobs - self.sampler_logprobs)[self.batch.mask]
+        own = self.ref_logprobs if of_reference else self.logprobs
+        return (own - self.sampler_logprobs)[self.batch.mask]
 
     @property
     def measured(self) -> list[Tensor]:
@@ -149,7 +149,7 @@ def describe(
         "completion_tokens": tokens / count,
         "repeated": repeated_share(episodes),
     }
-    gaps = [gap for micro in micros if (gap := micro.sampler_gap) is not None]
+    gaps = [gap for micro in micros if (gap := micro.sampler_gap(of_reference)) is not None]
     if gaps:
         gap = torch.cat(gaps)
         metrics["engine_gap"] = float(gap.square().mean().sqrt())

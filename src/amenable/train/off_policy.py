@@ -245,7 +245,7 @@ class PairLearner:
 
     def _blame(self, rows: Sequence[int], place: int) -> None:
         row_id = self._data["train"].row_id(rows[place])
-        self._ctx.progress.say(f"policy: the loss of the pair with id {row_id!r} is not finite")
+        self._ctx.progress.blame(f"policy: the loss of the pair with id {row_id!r} is not finite")
 
 
 class _Tally:

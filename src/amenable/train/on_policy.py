@@ -57,7 +57,7 @@ if TYPE_CHECKING:
     from amenable.models.roles import Role
 
 _SAMPLES_LOGGED = 10
-_MOST_GAP = 0.5  # nats a token, root mean square; bfloat16 alone has up to 0.1
+_MOST_GAP = 0.5  # nats a token, root mean square, at temperature 1; bfloat16 has up to 0.1
 _ERRORS_BELOW_ZERO = 4.0
 
 
@@ -88,7 +88,10 @@ def run_on_policy(
     """Run the policy stage with a learner and export `models/tuned`."""
     roles = open_roles(ctx)
     loop = _OnPolicyLoop(ctx, roles, make_learner(ctx, roles))
-    loop.run()
+    try:
+        loop.run()
+    finally:
+        loop.close()
     export_policy(
         roles.policy.model,
         roles.foundation.tokenizer,
@@ -166,6 +169,10 @@ class _OnPolicyLoop:
                     break
         if self._best is not None:
             self._chosen = self._best.finish()
+
+    def close(self) -> None:
+        """Give back what only roll-outs need."""
+        self._copy.close()
 
     def _ended(self, done: int) -> bool:
         return done == self._ctx.recipe.policy.updates or self._too_far()
@@ -273,7 +280,7 @@ class _OnPolicyLoop:
         penalised = kl_placement(self._ctx.recipe.policy) != "none"
         penalty = self._kl.coef * metrics["kl_loss"] if penalised else 0.0
         metrics["objective"] = metrics["reward"] - penalty
-        _check_engine(update, metrics)
+        _check_engine(update, metrics, self._sampling.temperature)
         if update == 0 and "reference" not in self._ctx.recipe.policy.gate_skip:
             _check_start(minibatches)
         rows = sample_rows(minibatches, update, self._gold, _SAMPLES_LOGGED)
@@ -469,14 +476,14 @@ def _told(batch: GroupBatch, episodes: Sequence[Episode]) -> Tensor | None:
     return scatter(torch.tensor(told, device=batch.mask.device), batch.mask)
 
 
-def _check_engine(update: int, metrics: Metrics) -> None:
+def _check_engine(update: int, metrics: Metrics, temperature: float) -> None:
     """Raises NumericsError: trainer and engine are so far apart that weights cannot be the same."""
-    gap = metrics.get("engine_gap", 0.0)
-    if not gap <= _MOST_GAP:
+    gap, most = metrics.get("engine_gap", 0.0), _MOST_GAP / min(1.0, temperature)
+    if not gap <= most:
         raise NumericsError(
             f"update {update}: the trainer's log-probabilities of the sampled tokens are "
             f"{gap:.2g} nats from those of the engine that drew them (root mean square; allowed: "
-            f"{_MOST_GAP:g}): it samples with other weights. Set policy.engine = "
+            f"{most:g}): it samples with other weights. Set policy.engine = "
             '"own", and report the model\'s architecture'
         )
 

@@ -110,7 +110,7 @@ class OnlineDPOLearner:
 
     def _blame(self, micro: MicroBatch, places: Tensor, pair: int) -> None:
         for place in places[pair].tolist():
-            self._ctx.progress.say(f"policy: loss is not finite: {micro.episodes[place]}")
+            self._ctx.progress.blame(f"policy: loss is not finite: {micro.episodes[place]}")
 
     def state(self) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
         """The optimizer."""

@@ -175,10 +175,6 @@ class PolicyPasses:
         )
         new, old = output.logprobs, micro.logprobs
         losses = self._surrogate.loss(new, old, advantages, mask)
-        if micro.sampler_logprobs is not None and self._config.vllm.ratio_cap:
-            losses = losses * importance_weights(
-                old, micro.sampler_logprobs, self._config.vllm.ratio_cap
-            )
         totals.add("policy_loss", losses.detach(), mask)
         if self._penalty is not None:
             penalty = self._penalty(new, old, micro.ref_logprobs)
@@ -186,6 +182,10 @@ class PolicyPasses:
             losses = losses + kl_coef * penalty
         if output.entropy is not None:
             losses = losses - entropy_coef * output.entropy
+        if micro.sampler_logprobs is not None and self._config.vllm.ratio_cap:
+            losses = losses * importance_weights(
+                old, micro.sampler_logprobs, self._config.vllm.ratio_cap
+            )
         add_gradient(losses * weights, mask, 1, lambda row: self._on_broken(micro.episodes[row]))
         new = new.detach()
         totals.add("clip_fraction", self._surrogate.clipped(new, old, advantages, mask), mask)

@@ -152,7 +152,7 @@ class PolicyGradientLearner:
             ctx.recipe.seed,
             self._row.surrogate(ctx.recipe),
             kl_in_loss=self._penalty.in_loss,
-            on_broken=lambda episode: ctx.progress.say(f"policy: loss is not finite: {episode}"),
+            on_broken=lambda episode: ctx.progress.blame(f"policy: loss is not finite: {episode}"),
         )
 
     def learn(self, minibatches: Minibatches, update: int, kl_coef: float) -> Metrics:

@@ -152,7 +152,7 @@ class PPOLearner:
     def __init__(self, ctx: StageContext, roles: PolicyRoles) -> None:
         config = ctx.recipe.policy
         self._config, self._ppo, self._seed = config, config.ppo, ctx.recipe.seed
-        self._penalty, self._say = KLPenalty(config), ctx.progress.say
+        self._penalty, self._tell = KLPenalty(config), ctx.progress.blame
         self._policy, self._critic = roles.policy, make_critic(ctx, roles)
         self.critic_role: Role | None = self._critic.role
         self._passes = PolicyPasses(
@@ -161,7 +161,7 @@ class PPOLearner:
             ctx.recipe.seed,
             clipped_surrogate(config, "token"),
             kl_in_loss=self._penalty.in_loss,
-            on_broken=lambda episode: ctx.progress.say(f"policy: loss is not finite: {episode}"),
+            on_broken=lambda episode: ctx.progress.blame(f"policy: loss is not finite: {episode}"),
         )
         self._critic_optimizer = Optimizer(
             self._critic.role.trainable_parameters(),
@@ -244,7 +244,7 @@ class PPOLearner:
         return loss * tokens, tokens
 
     def _blame(self, micro: MicroBatch, row: int) -> None:
-        self._say(f"policy: value loss is not finite: {micro.episodes[row]}")
+        self._tell(f"policy: value loss is not finite: {micro.episodes[row]}")
 
     def state(self) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
         """Critic and both optimizers."""

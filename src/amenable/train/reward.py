@@ -78,7 +78,7 @@ def run(ctx: StageContext) -> dict[str, Any]:
             budget,
             rank_loss,
             ctx.recipe.seed,
-            ctx.progress.say,
+            ctx.progress.blame,
         ),
         evaluate=evaluate,
         loss_name="rank_loss",

@@ -52,7 +52,7 @@ def run(ctx: StageContext) -> dict[str, Any]:
             [groups["train"][row] for row in batch],
             pad_id,
             budget,
-            lambda place: ctx.progress.say(
+            lambda place: ctx.progress.blame(
                 f"sft: loss is not finite: row {rows[batch[place]].prompt.id!r}"
             ),
         ),

@@ -247,6 +247,14 @@ def test_ends_of_a_range() -> None:
             ["policy.engine=vllm", "model.quantise=nf4"],
             'policy.engine: "vllm" samples with whole weights, which a base in nf4 does not have',
         ),
+        (
+            ["policy.engine=vllm", "policy.temperature=2.5"],
+            "policy.temperature: 2.5 is out of what vLLM samples at; set at least 0.01 and at most",
+        ),
+        (
+            ["policy.engine=vllm", "evaluate.temperature=0.005"],
+            "evaluate.temperature: 0.005 is out of what vLLM samples at",
+        ),
         (["policy.engine=vllm", "model.dtype=fp64"], 'policy.engine: "vllm" has no fp64; set'),
         (
             ["policy.engine=vllm", "policy.vllm.ratio_cap=0.5"],

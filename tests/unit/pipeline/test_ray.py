@@ -226,3 +226,12 @@ def test_ranges() -> None:
     for setting in ("ray.workers=0", "ray.max_failures=-2", "ray.sft.gpus_per_worker=-2"):
         with pytest.raises(RecipeError, match=setting.partition("=")[0]):
             recipe(setting)
+
+
+def test_vllm_serves_one_worker() -> None:
+    ray._check_engine(recipe("policy.engine=vllm"), ray.places(recipe(), STAGES))
+    two = recipe("policy.engine=vllm", "ray.workers=2")
+    with pytest.raises(UsageError, match=r"set ray\.policy\.workers = 1"):
+        ray._check_engine(two, ray.places(two, STAGES))
+    few = recipe("policy.engine=vllm", "ray.workers=2", "ray.policy.workers=1")
+    ray._check_engine(few, ray.places(few, STAGES))

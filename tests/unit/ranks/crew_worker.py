@@ -41,6 +41,7 @@ def together(ctx: Any) -> dict[str, Any]:
     ctx.log.write(0, rank=group.rank())
     write_json(ctx.out / "made.json", {"rank": group.rank()})
     ctx.progress.say(f"rank {group.rank()} speaks")
+    ctx.progress.blame(f"row {group.rank()} is broken")
     ended = [ctx.deadline.exceeded(), ctx.deadline.part(0.5).exceeded()]
     for step in range(10**9 if what != "nothing" else 3):
         if step == 2 and which == str(group.rank()):

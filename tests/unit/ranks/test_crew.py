@@ -71,7 +71,9 @@ def test_rank_0_writes_and_speaks_and_all_compute(tmp_path: Path) -> None:
     assert "2 ranks on 1 host: versions, recipe and run folder are the same" in ends[0][1]
     assert "rank 0 speaks" in ends[0][1]
     assert "together: done" in ends[0][1]
-    assert ends[1][1].strip() == "rank 1 has done", "it says nothing else"
+    assert "row 0 is broken\n" in ends[0][1]
+    said = ends[1][1].strip().splitlines()
+    assert said == ["row 1 is broken (seen by rank 1)", "rank 1 has done"], "nothing else"
     stage = tmp_path / "run" / "stages" / "together"
     section = read_json(stage / "state.json")["summary"]
     versions, folder, replicas = section.pop("faults")

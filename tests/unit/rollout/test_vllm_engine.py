@@ -62,7 +62,7 @@ def test_what_vllm_raises_is_told_in_a_line() -> None:
     engine = VllmEngine(Failing(), frozenset([2]), 10)
     engine._parameters = lambda request, sampling: None  # type: ignore[method-assign]
     with pytest.raises(
-        StageError, match=r"vLLM failed: no kernel for this; change policy\.vllm, or"
+        StageError, match=r'vLLM failed: no kernel for this; policy\.engine = "own" does'
     ):
         engine.generate([Request((5,), (0, "x"))], Sampling(max_new_tokens=3))
 
@@ -83,3 +83,4 @@ def test_it_runs_within_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(preflight, "seat", lambda: Seat(0, 2, 0, "127.0.0.1", 1))
     with pytest.raises(UsageError, match=r'policy\.engine: "vllm" runs within one process'):
         preflight.check_inputs(load_recipe(None, VLLM))
+    preflight.check_inputs(load_recipe(None, VLLM), ["data", "sft"])

@@ -28,11 +28,14 @@ class OtherCopy:
         self._copy = RolloutCopy(role)
         self._copy.sync()
         self._believed = deepcopy(self._copy.model) if stale else self._copy.model
-        self.syncs = 0
+        self.syncs, self.closed = 0, False
 
     def sync(self) -> None:
         self.syncs += 1
         self._copy.sync()
+
+    def close(self) -> None:
+        self.closed = True
 
     def engine(self, renderer: Any) -> OtherEngine:
         return OtherEngine(self._believed, self._copy.engine(renderer), self._off)

@@ -109,3 +109,6 @@ def test_what_the_engine_says_is_held_against_the_trainer() -> None:
     assert abs(found["engine_gap"] - (0.11 / 3) ** 0.5) < 1e-6, (
         "what is off the mask does not count"
     )
+    told = dataclasses.replace(micro, sampler_logprobs=micro.ref_logprobs)
+    found = describe([[told]], None, of_reference=True)
+    assert found["engine_gap"] == 0, "the reference drew the samples"

@@ -431,3 +431,10 @@ def test_an_engine_with_other_weights_ends_the_stage(
     words = r"update 0: the trainer's log-probabilities .* are 0\.6 nats from those of the engine"
     with pytest.raises(NumericsError, match=words):
         sampled_by_another(policy_context, monkeypatch, off=0.6)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.1])
+def test_the_allowed_gap_grows_as_log_probabilities_do(temperature: float) -> None:
+    on_policy._check_engine(3, {"engine_gap": 0.49 / temperature}, temperature)
+    with pytest.raises(NumericsError, match="update 3"):
+        on_policy._check_engine(3, {"engine_gap": 0.51 / temperature}, temperature)

@@ -19,27 +19,40 @@ from amenable.ranks.sharding import laid_out_as
 from amenable.rollout.transformers_engine import RolloutCopy
 
 _SEED = 20240611
-_SHARE = 0.01  # standard deviation of the change of LoRA's B, or of norm weights and biases
+_SHARE = 0.01  # standard deviation of the change; of a trained matrix, in units of its own size
 
 
-def probed_parameters(role: Role) -> list[nn.Parameter]:
-    """What is shifted: every B of the role's adapter, or the norm weights and biases."""
+def probed_parameters(role: Role, *, every: bool = False) -> list[nn.Parameter]:
+    """What is shifted: every B of the role's adapter, or the norm weights and biases.
+
+    Args:
+        role: the policy.
+        every: without an adapter all of its weights, where a copy may have missed some.
+    """
     if isinstance(role.model, PeftModel):
         mark = f"lora_B.{role.adapter}."
         return [p for name, p in role.model.named_parameters() if mark in name]
-    return [p for p in role.model.parameters() if p.dim() == 1]
+    return [p for p in role.model.parameters() if every or p.dim() == 1]
 
 
 @contextmanager
-def probed(role: Role, copy: RolloutCopy) -> Iterator[None]:
-    """The policy with a seeded small change, and its roll-out copy refreshed with it."""
-    parameters = probed_parameters(role)
+def probed(role: Role, copy: RolloutCopy, *, every: bool = False) -> Iterator[None]:
+    """The policy with a seeded small change, and its roll-out copy refreshed with it.
+
+    Args:
+        role: the policy.
+        copy: of it.
+        every: as in `probed_parameters`.
+    """
+    parameters = probed_parameters(role, every=every)
     before = [parameter.detach().clone() for parameter in parameters]
     generator = torch.Generator().manual_seed(_SEED)
     try:
         with torch.no_grad():
             for parameter in parameters:
                 change = torch.randn(parameter.shape, generator=generator) * _SHARE
+                if parameter.dim() > 1 and not isinstance(role.model, PeftModel):
+                    change *= float(parameter.square().mean().sqrt())
                 parameter.add_(
                     laid_out_as(change.to(parameter.dtype), parameter).to(parameter.device)
                 )

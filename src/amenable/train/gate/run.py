@@ -175,7 +175,7 @@ class _Gate:
         prompt_ids = self._prompt_ids(prompts)
         if not self._standing(prompt_ids):
             return
-        with probed(self._roles.policy, self._copy):
+        with probed(self._roles.policy, self._copy, every=self._served is not None):
             rows = self._sample(prompt_ids)
             self._trainer(rows)
             self._rollout(rows)
@@ -186,6 +186,8 @@ class _Gate:
             self.findings += standing.gradient(
                 self.everybody, self._roles.policy, rows.groups[:1], self._pad
             )
+        if self._served is not None:
+            self._served.sync()
         self._start(rows, moved)
 
     def _prompt_ids(self, prompts: Sequence[Prompt]) -> list[list[int]]:
