@@ -7,6 +7,7 @@ loads no torch.
 
 from __future__ import annotations
 
+import atexit
 import os
 import signal
 import socket
@@ -159,12 +160,21 @@ def join(own: Seat, timeout_s: float = JOIN_TIMEOUT_S) -> None:
             world_size=own.size,
             timeout=LONGEST_STEP,
         )
+        atexit.register(_leave)
     except (RuntimeError, OSError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise StageError(
             f"{own.where} cannot join at {own.address}:{own.port}: {reason}; are all {own.size} "
             "ranks started, with the same MASTER_ADDR and MASTER_PORT?"
         ) from error
+
+
+def _leave() -> None:
+    """Before Python ends: the group's threads would abort a process that has done its work."""
+    import torch.distributed as dist
+
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def _hosted() -> bool:

@@ -144,6 +144,24 @@ def test_no_heartbeat_is_left_when_a_rank_leaves(monkeypatch: pytest.MonkeyPatch
     assert "amenable ranks" not in {thread.name for thread in threading.enumerate()}
 
 
+def test_a_process_leaves_its_group_before_it_ends() -> None:
+    """Python ends last what was registered first; a group left to it aborts every other time."""
+    program = (
+        "import atexit, torch.distributed as dist; from amenable.ranks.launch import join, seat; "
+        "atexit.register(lambda: print('still in' if dist.is_initialized() else 'left')); "
+        "join(seat()); print('in' if dist.is_initialized() else 'out')"
+    )
+    port, processes = str(free_port()), []
+    for rank in ("0", "1"):
+        told = {"RANK": rank, "WORLD_SIZE": "2", "LOCAL_RANK": rank, "MASTER_PORT": port}
+        env = {**os.environ, "OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1", **told}
+        command = [sys.executable, "-c", program]
+        processes.append(subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True))
+    for process in processes:
+        assert process.communicate(timeout=120)[0].split("\n")[:2] == ["in", "left"]
+        assert process.returncode == 0
+
+
 def test_a_port_that_is_taken() -> None:
     from amenable.errors import StageError
     from amenable.ranks.launch import Seat, join
