@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 JOIN_TIMEOUT_S = 120.0
 """For all ranks to appear."""
 
+_LAST_WORK_S = 0.2  # for the threads of the group to drop what they hold
+
 LONGEST_STEP = timedelta(days=7)
 """Of a collective: rank 0 alone may ask a judge for long; a lost rank is told by its heartbeat."""
 
@@ -170,11 +172,15 @@ def join(own: Seat, timeout_s: float = JOIN_TIMEOUT_S) -> None:
 
 
 def _leave() -> None:
-    """Before Python ends: the group's threads would abort a process that has done its work."""
+    """Before Python ends: the group's threads would abort a process that has done its work.
+
+    One that still has to drop a Python object asks for the interpreter, and gets it in the pause.
+    """
     import torch.distributed as dist
 
     if dist.is_initialized():
         dist.destroy_process_group()
+    time.sleep(_LAST_WORK_S)
 
 
 def _hosted() -> bool:
