@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 JOIN_TIMEOUT_S = 120.0
 """For all ranks to appear."""
 
-_LAST_WORK_S = 0.2  # for the threads of the group to drop what they hold
+_LAST_WORK_S = 0.2  # for the threads of the group to drop what they hold: microseconds each
 
 LONGEST_STEP = timedelta(days=7)
 """Of a collective: rank 0 alone may ask a judge for long; a lost rank is told by its heartbeat."""
@@ -108,11 +108,11 @@ def run_processes(count: int, words: Sequence[str]) -> int:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     shared = {
+        "OMP_NUM_THREADS": str(max(1, len(os.sched_getaffinity(0)) // count)),
+        **os.environ,
         "WORLD_SIZE": str(count),
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
-        "OMP_NUM_THREADS": str(max(1, len(os.sched_getaffinity(0)) // count)),
-        **os.environ,
     }
     ranks: list[subprocess.Popen[bytes]] = []
 
@@ -174,7 +174,8 @@ def join(own: Seat, timeout_s: float = JOIN_TIMEOUT_S) -> None:
 def _leave() -> None:
     """Before Python ends: the group's threads would abort a process that has done its work.
 
-    One that still has to drop a Python object asks for the interpreter, and gets it in the pause.
+    A thread of gloo drops the tensors of a finished exchange, for which it takes the interpreter's
+    lock; Python's end would end it there, inside a C++ destructor. In the pause it gets the lock.
     """
     import torch.distributed as dist
 

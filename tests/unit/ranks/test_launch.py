@@ -82,6 +82,20 @@ def test_a_wrong_recipe_is_told_once_before_a_process_starts(
     assert capsys.readouterr().err.count(said) == 1
 
 
+def test_what_the_environment_says_of_another_run_does_not_count(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A container may say WORLD_SIZE=1: each process would take itself for the only one."""
+    for name, value in {"WORLD_SIZE": "1", "MASTER_ADDR": "elsewhere", "MASTER_PORT": "1"}.items():
+        monkeypatch.setenv(name, value)
+    program = (
+        "import pathlib, sys; from amenable.ranks.launch import seat; own = seat(); "
+        "pathlib.Path(sys.argv[1], str(own.rank)).write_text(f'{own.size} {own.address}')"
+    )
+    assert launch.run_processes(2, ["-c", program, str(tmp_path)]) == 0
+    assert {path.read_text() for path in tmp_path.iterdir()} == {"2 127.0.0.1"}
+
+
 def test_processes_get_a_seat_each_and_share_the_cores(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
